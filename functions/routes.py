@@ -1,0 +1,264 @@
+"""The one route table: which function answers what, with which scope, rights, memory and time.
+
+The local cloud, the OpenAPI document, the CDK stacks and the authorisation matrix read it; nobody writes a route twice.
+It knows names only (shapes are named, not imported) and imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Action = Literal["read", "write", "send", "receive", "post", "close", "put", "get", "decrypt", "encrypt"]
+Resource = Literal["redis", "mongo", "connections", "notifications", "media", "media_key", "token_keys", "turn_secret", "mongo_uri", "fcm_credentials"]
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """One permission of one function: an action on one named resource. The CDK stacks turn it into an IAM statement."""
+
+    resource: Resource
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """A route of the HTTP API. `scope` is what the access token must carry; None means the route is public."""
+
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str  # API Gateway's form: /v1/rooms/{room_id}
+    summary: str
+    scope: str | None
+    body: str | None = None  # the name of a shape in heliograph.shapes
+    answer: str | None = None  # likewise
+    query: str | None = None  # likewise; every field arrives as text
+    status: int = 200
+    errors: tuple[str, ...] = ()  # codes beyond those every route may answer
+    replay: Literal["stored", "natural"] = "natural"  # how an Idempotency-Key sent twice is honoured (POST only)
+
+    @property
+    def key(self) -> str:
+        """The route key as API Gateway writes it, e.g. `GET /v1/rooms`."""
+        return f"{self.method} {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A route of the WebSocket API: one per action, and `$connect`, `$disconnect`, `$default`."""
+
+    key: str
+    summary: str
+    scope: str | None = None
+    body: str | None = None  # the name of a shape in heliograph.shapes
+    answers: bool = True  # a route response: what the function returns reaches the client
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue the function consumes in batches; failures are reported one by one, then dead-lettered after `max_receives`."""
+
+    name: str
+    batch_size: int = 10
+    max_receives: int = 5
+    visibility_s: int = 60  # at least 6 x the function's timeout
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A rule that invokes the function every `every_s` seconds."""
+
+    name: str
+    every_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Authorizer:
+    """The function decides for others: REQUEST on `$connect`, simple responses on HTTP routes."""
+
+    identity_header: str
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One Lambda: its name is its folder under `functions/`."""
+
+    name: str
+    summary: str
+    routes: tuple[Http | Socket | Queue | Schedule | Authorizer, ...]
+    rights: tuple[Right, ...]
+    memory_mb: int = 512
+    timeout_s: int = 10
+
+    @property
+    def handler(self) -> str:
+        """The handler string; `functions.` stands first so that `functions/` itself never is on `sys.path`."""
+        return f"functions.{self.name}.handler.handler"
+
+
+_REDIS = (Right("redis", "read"), Right("redis", "write"))
+_MONGO = (Right("mongo_uri", "get"), Right("mongo", "read"), Right("mongo", "write"))
+_SOCKETS = (Right("connections", "post"), Right("connections", "close"))
+
+FUNCTIONS: tuple[Function, ...] = (
+    Function(
+        "authorizer",
+        "Verifies access tokens on HTTP routes and one-time tickets on $connect.",
+        (Authorizer("authorization"), Authorizer("sec-websocket-protocol")),
+        (*_REDIS, Right("token_keys", "get")),
+        timeout_s=5,
+    ),
+    Function(
+        "ws_connect",
+        "Registers the connection; the welcome follows the client's hello, because $connect cannot post to its own connection.",
+        (Socket("$connect", "Open a socket with a one-time ticket.", "signal:connect", answers=False),),
+        _REDIS,
+    ),
+    Function(
+        "ws_disconnect",
+        "Removes the connection. Best effort: correctness rests on TTLs.",
+        (Socket("$disconnect", "The socket closed.", answers=False),),
+        (*_REDIS, *_MONGO, *_SOCKETS),
+    ),
+    Function(
+        "signal",
+        "Validates, acknowledges and routes every frame of a live socket.",
+        (
+            Socket("hello", "First frame of a socket; the welcome event follows.", "signal:connect", "Hello"),
+            Socket("join", "Enter a room live; answered with the stream's position.", "rooms:read", "Join"),
+            Socket("leave", "Leave a room live.", "rooms:read", "Leave"),
+            Socket("message", "Append a text to the room's stream.", "messages:write", "Text"),
+            Socket("offer", "Send an SDP offer to a member of the room.", "calls:write", "Description"),
+            Socket("answer", "Send an SDP answer.", "calls:write", "Description"),
+            Socket("candidate", "Send an ICE candidate.", "calls:write", "Candidate"),
+            Socket("bye", "End a call.", "calls:write", "Bye"),
+            Socket("stats", "Report network statistics; a changed rung comes back as an event.", "calls:write", "Stats"),
+            Socket("ping", "Keep the connection, its rooms and its presence alive.", "signal:connect", "Ping"),
+            Socket("$default", "Anything else: answered with an error frame."),
+        ),
+        (*_REDIS, *_MONGO, *_SOCKETS, Right("notifications", "send")),
+    ),
+    Function(
+        "presence",
+        "Sets and reads presence.",
+        (
+            Socket("presence", "Set the status of this device.", "presence:write", "PresenceStatus"),
+            Http("GET", "/v1/presence", "Presence of everybody who shares a room with the caller.", "presence:read", answer="PresenceList"),
+        ),
+        (*_REDIS, *_MONGO, *_SOCKETS),
+    ),
+    Function(
+        "tokens",
+        "Signs in, refreshes, hands out socket tickets, publishes keys.",
+        (
+            Http("POST", "/v1/tokens", "Sign in with a password.", None, body="SignIn", answer="TokenPair", status=201, errors=("credentials_invalid",)),
+            Http("POST", "/v1/tokens/refresh", "Rotate a refresh token.", None, body="Refresh", answer="TokenPair", status=201, errors=("token_invalid",)),
+            Http("POST", "/v1/tickets", "A one-time ticket for the WebSocket.", "signal:connect", answer="Ticket", status=201),
+            Http("GET", "/v1/jwks.json", "The public keys of access tokens.", None, answer="KeySet"),
+        ),
+        (*_REDIS, *_MONGO, Right("token_keys", "get")),
+        memory_mb=1024,  # argon2id is CPU and memory on purpose
+    ),
+    Function(
+        "rooms",
+        "Creates and reads rooms and their streams.",
+        (
+            Http(
+                "POST", "/v1/rooms", "Create a room.", "rooms:write", body="NewRoom", answer="Room", status=201, errors=("id_taken", "not_found"), replay="stored"
+            ),
+            Http("GET", "/v1/rooms", "The caller's rooms.", "rooms:read", query="Page", answer="RoomList"),
+            Http("GET", "/v1/rooms/{room_id}", "One room.", "rooms:read", answer="Room", errors=("not_found",)),
+            Http(
+                "GET", "/v1/rooms/{room_id}/events", "Events after a position.", "rooms:read", query="Position", answer="EventList", errors=("not_found",)
+            ),
+        ),
+        _MONGO,
+    ),
+    Function(
+        "devices",
+        "Registers where pushes of a device go.",
+        (
+            Http(
+                "PUT",
+                "/v1/devices/{device_id}/push-target",
+                "Register the push target of the calling device.",
+                "devices:write",
+                body="PushTarget",
+                answer="PushTargetStored",
+                errors=("not_found",),
+            ),
+        ),
+        _MONGO,
+    ),
+    Function(
+        "ice_servers",
+        "Time-limited relay credentials.",
+        (Http("GET", "/v1/ice-servers", "STUN and TURN servers with credentials for this device.", "calls:write", answer="IceServers"),),
+        (Right("turn_secret", "get"),),
+        memory_mb=256,
+        timeout_s=5,
+    ),
+    Function(
+        "media_link",
+        "Upload tickets and expiring download links.",
+        (
+            Http(
+                "POST",
+                "/v1/media",
+                "A ticket to upload one known file.",
+                "media:write",
+                body="NewMedia",
+                answer="UploadTicket",
+                status=201,
+                errors=("id_taken", "not_found", "too_large"),
+                replay="stored",
+            ),
+            Http(
+                "POST",
+                "/v1/media/{media_id}/complete",
+                "Verify the upload and make it visible to the room.",
+                "media:write",
+                answer="Media",
+                errors=("not_found", "upload_missing", "checksum_mismatch"),
+            ),
+            Http(
+                "POST",
+                "/v1/media/{media_id}/links",
+                "An expiring download link.",
+                "media:read",
+                body="NewLink",
+                answer="Link",
+                status=201,
+                errors=("not_found", "upload_missing"),
+                replay="stored",
+            ),
+        ),
+        (*_REDIS, *_MONGO, *_SOCKETS, Right("media", "put"), Right("media", "get"), Right("media_key", "encrypt"), Right("media_key", "decrypt")),
+        memory_mb=1024,
+    ),
+    Function(
+        "push_dispatch",
+        "Sends the pushes of the notifications queue.",
+        (Queue("notifications", batch_size=10, max_receives=5, visibility_s=90),),
+        (*_MONGO, Right("notifications", "receive"), Right("fcm_credentials", "get")),
+        timeout_s=15,
+    ),
+    Function(
+        "openapi",
+        "The OpenAPI document, generated from this table.",
+        (Http("GET", "/v1/openapi.json", "This API as an OpenAPI 3.1 document.", None, answer="Document"),),
+        (),
+        memory_mb=256,
+        timeout_s=5,
+    ),
+)
+
+
+def http_routes() -> Iterator[tuple[Function, Http]]:
+    """Every HTTP route with its function."""
+    return ((function, route) for function in FUNCTIONS for route in function.routes if isinstance(route, Http))
+
+
+def socket_routes() -> Iterator[tuple[Function, Socket]]:
+    """Every WebSocket route with its function."""
+    return ((function, route) for function in FUNCTIONS for route in function.routes if isinstance(route, Socket))
