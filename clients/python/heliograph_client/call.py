@@ -1,0 +1,237 @@
+"""One call: SDP, ICE and media over aiortc, signaled through whatever can send a frame.
+
+Knows WebRTC and the five signaling actions; must not know sockets, tokens or REST. Imported only when somebody calls (aiortc costs about half a second).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc.rtcconfiguration import RTCIceTransportPolicy
+from aiortc.sdp import candidate_from_sdp
+
+from .errors import ConflictError, HeliographError, TimedOutError
+from .ids import make_id
+from .opus import SAMPLE_RATE, AudioProfile, OpusTrack, Source
+from .path import PathMeter, Sample
+from .receive import AudioSink
+
+IcePolicy = Literal["relay", "all"]
+Reason = Literal["hangup", "declined", "busy", "failed"]
+
+
+class Signaling(Protocol):
+    """What a call needs of a client."""
+
+    async def request(self, action: str, room_id: str | None, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Send a frame and wait for its acknowledgement."""
+        ...
+
+
+class CallFailedError(HeliographError):
+    """No path to the peer was found, or it was lost."""
+
+    code = "call_failed"
+
+
+class CalleeAbsentError(HeliographError):
+    """The callee has no live device; a push was sent."""
+
+    code = "callee_absent"
+
+
+class Call:
+    """A call with one peer. Made by `Client.call` and `IncomingCall.answer`."""
+
+    def __init__(
+        self,
+        signaling: Signaling,
+        room_id: str,
+        peer: Mapping[str, str],
+        *,
+        call_id: str | None = None,
+        ice_servers: Sequence[Mapping[str, Any]] = (),
+        ice_policy: IcePolicy = "all",
+        source: Source | None = None,
+        profile: AudioProfile | None = None,
+    ) -> None:
+        """`peer` is `{account_id, device_id?}`, `ice_servers` are those of `GET /v1/ice-servers`."""
+        self.room_id = room_id
+        self.call_id = call_id or make_id("call")
+        self.peer = dict(peer)
+        self.track = OpusTrack(source, profile)
+        self.sink = AudioSink()
+        self.rungs: list[dict[str, Any]] = []  # every `rung` event applied, oldest first
+        self.end_reason: str | None = None
+        self._signaling = signaling
+        self._negotiation_id = make_id("neg")
+        self._connected = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._failure: HeliographError | None = None
+        self._meter = PathMeter()
+        self._reported: tuple[object, int] = (None, 0)
+        self._early_candidates: list[Mapping[str, Any]] = []
+        servers = [RTCIceServer(urls=list(s["urls"]), username=s.get("username"), credential=s.get("credential")) for s in ice_servers]
+        policy = RTCIceTransportPolicy.RELAY if ice_policy == "relay" else RTCIceTransportPolicy.ALL
+        self._peer_connection = RTCPeerConnection(RTCConfiguration(iceServers=servers, iceTransportPolicy=policy))
+        self._peer_connection.on("track", self._on_track)
+        self._peer_connection.on("connectionstatechange", self._on_state)
+
+    # signaling
+
+    async def offer(self) -> None:
+        """Gather candidates, then send the offer with all of them in it."""
+        self._peer_connection.addTrack(self.track)
+        self._only_opus()
+        await self._peer_connection.setLocalDescription(await self._peer_connection.createOffer())
+        await self._send("offer", {"negotiation_id": self._negotiation_id, "sdp": self._peer_connection.localDescription.sdp})
+
+    async def answer(self, offer: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Answer the body of an `offer` event; `candidates` are bodies of `candidate` events that came meanwhile."""
+        self._negotiation_id = offer["negotiation_id"]
+        await self._peer_connection.setRemoteDescription(RTCSessionDescription(offer["sdp"], "offer"))
+        self._peer_connection.addTrack(self.track)
+        self._only_opus()
+        for candidate in candidates:
+            await self._add_candidate(candidate)
+        await self._peer_connection.setLocalDescription(await self._peer_connection.createAnswer())
+        await self._send("answer", {"negotiation_id": self._negotiation_id, "sdp": self._peer_connection.localDescription.sdp})
+
+    async def handle(self, event: str, body: Mapping[str, Any]) -> None:
+        """An event of this call: answer, candidate, bye, rung or callee_absent; others are ignored."""
+        if event == "answer":
+            await self._on_answer(body)
+        elif event == "candidate":
+            await self._add_candidate(body)
+        elif event == "bye":
+            await self._end(str(body.get("reason", "hangup")))
+        elif event == "rung":
+            self._apply_rung(body)
+        elif event == "callee_absent":
+            self._fail(CalleeAbsentError("The callee has no live device; a push was sent."))
+            await self._end("absent")
+
+    def _apply_rung(self, body: Mapping[str, Any]) -> None:
+        profile = AudioProfile.parse(body["audio"])
+        if profile != self.track.profile:
+            self.track.apply(profile)
+            self._meter.restart(len(self.track.sent))
+        self.rungs.append(dict(body))
+
+    async def _on_answer(self, body: Mapping[str, Any]) -> None:
+        if body.get("negotiation_id") != self._negotiation_id or self._peer_connection.signalingState != "have-local-offer":
+            return  # late, or from a second device: the first answer won
+        self.peer = dict(body.get("from", self.peer))  # from now on this device, not every device of the account
+        await self._peer_connection.setRemoteDescription(RTCSessionDescription(body["sdp"], "answer"))
+        early, self._early_candidates = self._early_candidates, []
+        for candidate in early:
+            await self._add_candidate(candidate)
+
+    async def _add_candidate(self, body: Mapping[str, Any]) -> None:
+        if self._peer_connection.remoteDescription is None:
+            self._early_candidates.append(body)
+            return
+        text = str(body.get("candidate", ""))
+        if not text:
+            await self._peer_connection.addIceCandidate(None)
+            return
+        candidate = candidate_from_sdp(text.removeprefix("candidate:"))
+        candidate.sdpMid, candidate.sdpMLineIndex = body.get("sdp_mid"), body.get("sdp_m_line_index")
+        await self._peer_connection.addIceCandidate(candidate)
+
+    async def _send(self, action: str, body: Mapping[str, Any]) -> None:
+        await self._signaling.request(action, self.room_id, {"call_id": self.call_id, "to": self.peer, **body})
+
+    def _only_opus(self) -> None:
+        """Offer no other audio codec: the track sends Opus packets whatever was negotiated."""
+        opus = [codec for codec in RTCRtpSender.getCapabilities("audio").codecs if codec.mimeType.lower() == "audio/opus"]
+        for transceiver in self._peer_connection.getTransceivers():
+            if transceiver.kind == "audio":
+                transceiver.setCodecPreferences(opus)
+
+    # state
+
+    def _on_track(self, track: Any) -> None:
+        if track.kind == "audio":
+            self.sink.start(track)
+
+    async def _on_state(self) -> None:
+        state = self._peer_connection.connectionState
+        if state == "connected":
+            self._connected.set()
+        elif state == "failed":
+            self._fail(CallFailedError("No path to the peer works; check that its network lets UDP or the relay through."))
+
+    def _fail(self, failure: HeliographError) -> None:
+        self._failure = self._failure or failure
+        self._connected.set()
+
+    async def connected(self, timeout_s: float = 15.0) -> None:
+        """Wait until media flows; raises CallFailedError, CalleeAbsentError or TimedOutError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._connected.wait()
+        except TimeoutError:
+            raise TimedOutError(f"The call is {self._peer_connection.connectionState} after {timeout_s:g} s.") from None
+        if self._failure is not None:
+            raise self._failure
+
+    async def ended(self) -> str:
+        """Wait until the call is over; the reason is hangup, declined, busy, failed or absent."""
+        await self._ended.wait()
+        return str(self.end_reason)
+
+    async def hangup(self, reason: Reason = "hangup") -> None:
+        """End the call and tell the peer; harmless when it is over already."""
+        if not self._ended.is_set():
+            with contextlib.suppress(HeliographError):
+                await self._send("bye", {"reason": reason})
+            await self._end(reason)
+
+    async def _end(self, reason: str) -> None:
+        if self._ended.is_set():
+            return
+        self.end_reason = reason
+        self._ended.set()
+        self._fail(CallFailedError(f"The call ended: {reason}."))
+        await self.sink.stop()
+        await self._peer_connection.close()
+
+    # measurement
+
+    def selected_path(self) -> dict[str, str] | None:
+        """`{local, remote, protocol}`: candidate types of the nominated pair; None before there is one."""
+        for sender in self._peer_connection.getSenders():
+            pair = sender.transport.transport._connection._nominated.get(1)  # aiortc has no candidate-pair stats; this is aioice's own record
+            if pair is not None:
+                return {"local": pair.local_candidate.type, "remote": pair.remote_candidate.type, "protocol": pair.local_candidate.transport}
+        return None
+
+    async def stats(self) -> dict[str, Any]:
+        """The body of a `stats` frame, measured since about two seconds ago."""
+        report = await self._peer_connection.getStats()
+        rows = {row.type: row for row in report.values() if getattr(row, "kind", "audio") == "audio"}
+        out, remote = rows.get("outbound-rtp"), rows.get("remote-inbound-rtp")
+        sent, length = (out.packetsSent, out.bytesSent) if out else (0, 0)
+        if remote is not None and remote.timestamp != self._reported[0]:
+            self._reported = (remote.timestamp, remote.packetsReceived + remote.packetsLost)
+        sample = Sample(
+            asyncio.get_running_loop().time(),
+            sent,
+            length,
+            packets_lost=remote.packetsLost if remote else None,
+            packets_reported=self._reported[1] if remote else None,
+            rtt_average_s=remote.roundTripTime if remote else None,
+            jitter_s=remote.jitter / SAMPLE_RATE if remote else None,
+        )
+        return {"call_id": self.call_id, **self._meter.report(sample)}
+
+    async def send_stats(self) -> dict[str, Any]:
+        """Report to the server, whose `rung` event follows when its decision changed; answers what was reported."""
+        body = await self.stats()
+        await self._signaling.request("stats", self.room_id, body)
+        return body
