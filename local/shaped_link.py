@@ -1,7 +1,7 @@
 """A UDP link with a rate, a queue, a delay and loss, in user space: a proxy in front of one port on the loopback.
 
-Each direction serialises datagrams at `rate_bps` behind a drop-tail queue of `queue_ms`; everything is changeable live. A relay-only call whose `turn:` URL names
-the proxy has this one socket as its whole link. UDP only; headers of IP and UDP count, as they would on a wire.
+Each direction serialises datagrams at `rate_bps` behind a drop-tail queue of `queue_ms`; everything is changeable live. A relay-only call whose `turn:` URL
+names the proxy has this one socket as its whole link. UDP only; headers of IP and UDP count, as they would on a wire.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ METER_RATE = 16_000
 ALSA_FOLDER = Path("/usr/share/sounds/alsa")  # human speech, GPL-2, from the Debian package alsa-utils
 ALSA_CLIPS = ("Front_Left", "Side_Right", "Rear_Left", "Front_Right", "Side_Left", "Rear_Right", "Front_Center", "Rear_Center")
 ESPEAK_TEXTS = (
-    "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. These days a chicken leg is a rare dish. Rice is often served in round bowls.",
+    "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. These days a chicken leg is a rare dish. "
+    "Rice is often served in round bowls.",
     "Four hours of steady work faced us. A large size in stockings is hard to sell. The boy was there when the sun rose. A rod is used to catch pink salmon.",
 )
 MISSING = "No speech to send: install alsa-utils (apt-get install alsa-utils) or espeak-ng (apt-get install espeak-ng; brew install espeak-ng)."
@@ -149,7 +150,8 @@ def score(reference_48k: Samples, received_48k: Samples) -> float:
 def latency_ms(reference_48k: Samples, received_48k: Samples, captured_at_s: float, arrivals: Iterable[tuple[int, float]]) -> float:
     """Median mouth-to-ear delay: from the capture of a sample to the moment its frame was ready to play.
 
-    `captured_at_s` is when sample 0 of the reference was captured, `arrivals` are (index in `received_48k` of a frame's first sample, moment), all on one clock.
+    `captured_at_s` is when sample 0 of the reference was captured, `arrivals` are (index in `received_48k` of a frame's first sample, moment);
+    all on one clock.
     """
     lag = lag_samples(reference_48k, received_48k)
     delays = [at_s - (captured_at_s + (index - lag) / SAMPLE_RATE) for index, at_s in arrivals]

@@ -1,0 +1,44 @@
+"""The Python client of Heliograph: sign-in, presence, rooms, files and calls.
+
+Calls need the extra `call` (aiortc): `from heliograph_client.call import Call`; everything else works without it.
+"""
+
+from .client import Client, IncomingCall
+from .errors import (
+    ConflictError,
+    ConnectionLostError,
+    ForbiddenError,
+    HeliographError,
+    InvalidRequestError,
+    NotFoundError,
+    RateLimitedError,
+    RefusedError,
+    ServerError,
+    SignedOutError,
+    TimedOutError,
+)
+from .events import Subscription
+from .frames import Ack, Event
+from .ids import make_id
+from .rest import Session
+
+__all__ = [
+    "Ack",
+    "Client",
+    "ConflictError",
+    "ConnectionLostError",
+    "Event",
+    "ForbiddenError",
+    "HeliographError",
+    "IncomingCall",
+    "InvalidRequestError",
+    "NotFoundError",
+    "RateLimitedError",
+    "RefusedError",
+    "ServerError",
+    "Session",
+    "SignedOutError",
+    "Subscription",
+    "TimedOutError",
+    "make_id",
+]

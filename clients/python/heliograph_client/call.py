@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from aiortc.sdp import candidate_from_sdp
 
-from .errors import ConflictError, HeliographError, TimedOutError
+from .errors import HeliographError, TimedOutError
 from .ids import make_id
 from .opus import SAMPLE_RATE, AudioProfile, OpusTrack, Source
 from .path import PathMeter, Sample
@@ -27,7 +28,7 @@ Reason = Literal["hangup", "declined", "busy", "failed"]
 class Signaling(Protocol):
     """What a call needs of a client."""
 
-    async def request(self, action: str, room_id: str | None, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def request(self, action: str, room_id: str | None = None, body: Mapping[str, Any] | None = None, *, trace_id: str | None = None) -> Any:
         """Send a frame and wait for its acknowledgement."""
         ...
 
@@ -62,6 +63,7 @@ class Call:
         """`peer` is `{account_id, device_id?}`, `ice_servers` are those of `GET /v1/ice-servers`."""
         self.room_id = room_id
         self.call_id = call_id or make_id("call")
+        self.trace_id = secrets.token_hex(16)  # one for the whole call
         self.peer = dict(peer)
         self.track = OpusTrack(source, profile)
         self.sink = AudioSink()
@@ -71,9 +73,11 @@ class Call:
         self._negotiation_id = make_id("neg")
         self._connected = asyncio.Event()
         self._ended = asyncio.Event()
+        self._end_callbacks: list[Callable[[], object]] = []
         self._failure: HeliographError | None = None
         self._meter = PathMeter()
         self._reported: tuple[object, int] = (None, 0)
+        self._is_described = False  # the peer's description is known
         self._early_candidates: list[Mapping[str, Any]] = []
         servers = [RTCIceServer(urls=list(s["urls"]), username=s.get("username"), credential=s.get("credential")) for s in ice_servers]
         policy = RTCIceTransportPolicy.RELAY if ice_policy == "relay" else RTCIceTransportPolicy.ALL
@@ -94,6 +98,7 @@ class Call:
         """Answer the body of an `offer` event; `candidates` are bodies of `candidate` events that came meanwhile."""
         self._negotiation_id = offer["negotiation_id"]
         await self._peer_connection.setRemoteDescription(RTCSessionDescription(offer["sdp"], "offer"))
+        self._is_described = True
         self._peer_connection.addTrack(self.track)
         self._only_opus()
         for candidate in candidates:
@@ -127,12 +132,13 @@ class Call:
             return  # late, or from a second device: the first answer won
         self.peer = dict(body.get("from", self.peer))  # from now on this device, not every device of the account
         await self._peer_connection.setRemoteDescription(RTCSessionDescription(body["sdp"], "answer"))
+        self._is_described = True
         early, self._early_candidates = self._early_candidates, []
         for candidate in early:
             await self._add_candidate(candidate)
 
     async def _add_candidate(self, body: Mapping[str, Any]) -> None:
-        if self._peer_connection.remoteDescription is None:
+        if not self._is_described:
             self._early_candidates.append(body)
             return
         text = str(body.get("candidate", ""))
@@ -144,7 +150,7 @@ class Call:
         await self._peer_connection.addIceCandidate(candidate)
 
     async def _send(self, action: str, body: Mapping[str, Any]) -> None:
-        await self._signaling.request(action, self.room_id, {"call_id": self.call_id, "to": self.peer, **body})
+        await self._signaling.request(action, self.room_id, {"call_id": self.call_id, "to": self.peer, **body}, trace_id=self.trace_id)
 
     def _only_opus(self) -> None:
         """Offer no other audio codec: the track sends Opus packets whatever was negotiated."""
@@ -192,6 +198,10 @@ class Call:
                 await self._send("bye", {"reason": reason})
             await self._end(reason)
 
+    def on_end(self, callback: Callable[[], object]) -> None:
+        """Call back once when the call is over."""
+        self._end_callbacks.append(callback)
+
     async def _end(self, reason: str) -> None:
         if self._ended.is_set():
             return
@@ -200,6 +210,8 @@ class Call:
         self._fail(CallFailedError(f"The call ended: {reason}."))
         await self.sink.stop()
         await self._peer_connection.close()
+        for callback in self._end_callbacks:
+            callback()
 
     # measurement
 
@@ -233,5 +245,5 @@ class Call:
     async def send_stats(self) -> dict[str, Any]:
         """Report to the server, whose `rung` event follows when its decision changed; answers what was reported."""
         body = await self.stats()
-        await self._signaling.request("stats", self.room_id, body)
+        await self._signaling.request("stats", self.room_id, body, trace_id=self.trace_id)
         return body

@@ -1,16 +1,16 @@
 """Errors of the client: one tree, built from the server's one error shape.
 
-    HeliographError
-    ├── ConnectionLostError    the socket closed or the server cannot be reached
-    ├── TimedOutError          no acknowledgement in time
-    └── RefusedError           the server answered with a code
-        ├── InvalidRequestError    our frame or body is wrong
-        ├── SignedOutError         the token, ticket or session is no longer good: sign in again
-        ├── ForbiddenError         known, but not allowed
-        ├── NotFoundError          unknown, or somebody else's
-        ├── ConflictError          the id is taken or the state does not allow it
-        ├── RateLimitedError       too many; retry_after_s says when
-        └── ServerError            theirs
+HeliographError
+├── ConnectionLostError    the socket closed or the server cannot be reached
+├── TimedOutError          no acknowledgement in time
+└── RefusedError           the server answered with a code
+    ├── InvalidRequestError    our frame or body is wrong
+    ├── SignedOutError         the token, ticket or session is no longer good: sign in again
+    ├── ForbiddenError         known, but not allowed
+    ├── NotFoundError          unknown, or somebody else's
+    ├── ConflictError          the id is taken or the state does not allow it
+    ├── RateLimitedError       too many; retry_after_s says when
+    └── ServerError            theirs
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class TimedOutError(HeliographError):
 class RefusedError(HeliographError):
     """The server answered with a code."""
 
-    def __init__(self, code: str, message: str, *, retryable: bool = False, retry_after_s: float | None = None, trace_id: str | None = None, status: int | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, retryable: bool = False, retry_after_s: float | None = None, trace_id: str | None = None, status: int | None = None
+    ) -> None:
         """Keep what the server said."""
         super().__init__(f"{code}: {message}")
         self.code = code

@@ -86,8 +86,14 @@ class AudioProfile:
 def library_paths() -> list[str]:
     """Where libopus may be, best first: inside the PyAV wheel, then the system's."""
     package = Path(av.__file__).parent
-    shipped = [*(package.parent / "av.libs").glob("libopus*.so*"), *(package / ".dylibs").glob("libopus*.dylib"), *(package.parent / "av.libs").glob("*opus*.dll")]
-    system = {"darwin": ["libopus.0.dylib", "/opt/homebrew/lib/libopus.dylib", "/usr/local/lib/libopus.dylib"], "win32": ["opus.dll"]}.get(sys.platform, ["libopus.so.0"])
+    shipped = [
+        *(package.parent / "av.libs").glob("libopus*.so*"),
+        *(package / ".dylibs").glob("libopus*.dylib"),
+        *(package.parent / "av.libs").glob("*opus*.dll"),
+    ]
+    system = {"darwin": ["libopus.0.dylib", "/opt/homebrew/lib/libopus.dylib", "/usr/local/lib/libopus.dylib"], "win32": ["opus.dll"]}.get(
+        sys.platform, ["libopus.so.0"]
+    )
     return [*map(str, sorted(shipped)), *system]
 
 
@@ -216,7 +222,7 @@ class OpusTrack(MediaStreamTrack):
         """Use another profile from the next packet on, within one frame duration."""
         self._encoder.apply(profile)
 
-    async def recv(self) -> av.Packet:
+    async def recv(self) -> av.Packet[Any]:
         """The next packet; waits until it is due. Packets that DTX leaves out only advance pts."""
         while True:
             pts, data = await self._next()

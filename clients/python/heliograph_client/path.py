@@ -1,6 +1,7 @@
 """What one call's path measured: the `stats` frame's body, from RTP and RTCP counters alone. No I/O; time is an argument.
 
-Available bandwidth is claimed only when the path shows its limit (loss, or a standing queue); otherwise the field is left out and the server decides from the rest.
+Available bandwidth is claimed only when the path shows its limit (loss, or a standing queue);
+otherwise the field is left out and the server decides from the rest.
 """
 
 from __future__ import annotations
@@ -52,7 +53,14 @@ class PathMeter:
         first = self._window[0] if self._window else sample
         self._window.append(sample)
         loss, queue_ms, sent_bps = _loss(first, sample), self._queue_ms(), _wire_bps(first, sample)
-        report = {"has_video": has_video, "loss": loss, "rtt_ms": _ms(self._rtt_s), "queue_ms": queue_ms, "jitter_ms": _ms(sample.jitter_s), "sent_bps": sent_bps}
+        report = {
+            "has_video": has_video,
+            "loss": loss,
+            "rtt_ms": _ms(self._rtt_s),
+            "queue_ms": queue_ms,
+            "jitter_ms": _ms(sample.jitter_s),
+            "sent_bps": sent_bps,
+        }
         if sent_bps is not None and ((loss or 0.0) > CONGESTED_LOSS or (queue_ms or 0.0) > CONGESTED_QUEUE_MS):
             report["available_bps"] = round(sent_bps * (1 - (loss or 0.0)))
         return {name: value for name, value in report.items() if value is not None}

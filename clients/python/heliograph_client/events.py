@@ -1,0 +1,47 @@
+"""Handing events to whoever waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from .errors import TimedOutError
+from .frames import Event
+
+
+class Subscription:
+    """Events by name (all of them without names), from the moment it was made; an async iterator and a context manager."""
+
+    def __init__(self, names: frozenset[str], close: Callable[[Subscription], None]) -> None:
+        """Made by `Client.subscribe`."""
+        self._names = names
+        self._close = close
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+
+    def put(self, event: Event) -> None:
+        """Hand over an event; those of other names are dropped."""
+        if not self._names or event.event in self._names:
+            self._queue.put_nowait(event)
+
+    async def next(self, where: Callable[[Event], bool] = lambda _: True, timeout_s: float | None = None) -> Event:
+        """The next event for which `where` holds; others before it are dropped. Raises TimedOutError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not where(event := await self._queue.get()):
+                    pass
+                return event
+        except TimeoutError:
+            raise TimedOutError(f"No {' or '.join(sorted(self._names)) or 'such'} event within {timeout_s:g} s.") from None
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Every event, without end."""
+        while True:
+            yield await self._queue.get()
+
+    def __enter__(self) -> Subscription:
+        """Leave the block to stop collecting."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop collecting."""
+        self._close(self)
