@@ -164,13 +164,19 @@ FUNCTIONS: tuple[Function, ...] = (
         "Creates and reads rooms and their streams.",
         (
             Http(
-                "POST", "/v1/rooms", "Create a room.", "rooms:write", body="NewRoom", answer="Room", status=201, errors=("id_taken", "not_found"), replay="stored"
+                "POST",
+                "/v1/rooms",
+                "Create a room.",
+                "rooms:write",
+                body="NewRoom",
+                answer="Room",
+                status=201,
+                errors=("id_taken", "not_found"),
+                replay="stored",
             ),
             Http("GET", "/v1/rooms", "The caller's rooms.", "rooms:read", query="Page", answer="RoomList"),
             Http("GET", "/v1/rooms/{room_id}", "One room.", "rooms:read", answer="Room", errors=("not_found",)),
-            Http(
-                "GET", "/v1/rooms/{room_id}/events", "Events after a position.", "rooms:read", query="Position", answer="EventList", errors=("not_found",)
-            ),
+            Http("GET", "/v1/rooms/{room_id}/events", "Events after a position.", "rooms:read", query="Position", answer="EventList", errors=("not_found",)),
         ),
         _MONGO,
     ),

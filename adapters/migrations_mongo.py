@@ -1,0 +1,55 @@
+"""Collections, their validators and indexes. Running it again changes nothing.
+
+Every unique index starts with tenant_id and the document's owner, which is also the shard key: a sharded cluster accepts them unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapters.mongo_client import translated
+
+_TEXT, _WHOLE = {"bsonType": "string"}, {"bsonType": ["int", "long"]}
+
+# collection -> (required fields with their types, unique indexes, other indexes)
+COLLECTIONS: dict[str, tuple[dict[str, Any], list[list[str]], list[list[str]]]] = {
+    "accounts": (
+        {"tenant_id": _TEXT, "account_id": _TEXT, "login": _TEXT, "password_hash": _TEXT, "role": _TEXT},
+        [["tenant_id", "account_id"], ["tenant_id", "login"]],
+        [],
+    ),
+    "sessions": (
+        {"tenant_id": _TEXT, "account_id": _TEXT, "device_id": _TEXT, "sid": _TEXT, "refresh_hash": _TEXT, "expires_at_ms": _WHOLE},
+        [["tenant_id", "account_id", "sid"]],
+        [["refresh_hash"], ["used_hashes"]],
+    ),
+    "devices": ({"tenant_id": _TEXT, "account_id": _TEXT, "device_id": _TEXT}, [["tenant_id", "account_id", "device_id"]], []),
+    "rooms": ({"tenant_id": _TEXT, "room_id": _TEXT, "name": _TEXT, "epoch": _TEXT}, [["tenant_id", "room_id"]], [["tenant_id", "members.account_id"]]),
+    "room_events": (
+        {"tenant_id": _TEXT, "room_id": _TEXT, "epoch": _TEXT, "offset": _WHOLE, "device_id": _TEXT, "message_id": _TEXT},
+        [["tenant_id", "room_id", "epoch", "offset"], ["tenant_id", "room_id", "device_id", "message_id"]],
+        [],
+    ),
+    "media": ({"tenant_id": _TEXT, "media_id": _TEXT, "room_id": _TEXT, "sha256": _TEXT, "state": _TEXT}, [["tenant_id", "media_id"]], []),
+    "ledger": ({"tenant_id": _TEXT, "seq": _WHOLE, "hash": _TEXT, "prev_hash": _TEXT}, [["tenant_id", "seq"]], []),
+    "pushes": ({"tenant_id": _TEXT, "notification_id": _TEXT, "device_id": _TEXT, "state": _TEXT}, [["tenant_id", "notification_id", "device_id"]], []),
+}
+
+
+def migrate(database: Any) -> None:
+    """Creates what is missing."""
+    from pymongo import ASCENDING
+
+    with translated():
+        existing = set(database.list_collection_names())
+        for name, (fields, unique, plain) in COLLECTIONS.items():
+            if name not in existing:
+                required = [*fields, "schema_version"]
+                database.create_collection(name, validator={"$jsonSchema": {"bsonType": "object", "required": required, "properties": fields}})
+            for keys in unique:
+                database[name].create_index([(key, ASCENDING) for key in keys], unique=True)
+            for keys in plain:
+                database[name].create_index([(key, ASCENDING) for key in keys])
+        if "idempotency" not in existing:
+            database.create_collection("idempotency")
+        database["idempotency"].create_index("expires_at", expireAfterSeconds=0)

@@ -1,0 +1,54 @@
+"""The MongoDB client, its errors in our words, and the one way to append to a dense sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from heliograph.errors import Unavailable
+
+APPEND_ATTEMPTS = 30
+
+
+def connect(uri: str, database: str) -> Any:
+    """The database. Acknowledged writes are journalled by a majority: a weaker default in the URI cannot win."""
+    from pymongo import MongoClient
+
+    client: Any = MongoClient(
+        uri,
+        w="majority",
+        journal=True,
+        maxPoolSize=5,
+        maxIdleTimeMS=60_000,
+        connectTimeoutMS=2_000,
+        serverSelectionTimeoutMS=2_000,
+        timeoutMS=4_000,
+        appname="heliograph",
+    )
+    return client[database]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """PyMongo's exceptions as ours. A duplicate key is a result the caller asked for and passes through."""
+    from pymongo.errors import DuplicateKeyError, PyMongoError
+
+    try:
+        yield
+    except DuplicateKeyError:
+        raise
+    except PyMongoError:
+        raise Unavailable("The ledger is out of reach for a moment; try again.") from None
+
+
+def append_dense(head: int, read_head: Callable[[int], int], insert: Callable[[int], bool]) -> int:
+    """Inserts at head+1 and moves on when another writer was there first; returns the number that was written.
+
+    `insert(n)` answers False when n is taken; `read_head(n)` re-reads the head, which is at least n. Unavailable after APPEND_ATTEMPTS.
+    """
+    for _ in range(APPEND_ATTEMPTS):
+        if insert(head + 1):
+            return head + 1
+        head = read_head(head + 1)
+    raise Unavailable("Too many writers at once; try again.", retry_after_ms=200)

@@ -1,0 +1,119 @@
+"""The only reader of the environment: one frozen object, every field documented. Unknown or missing settings stop the start with one sentence."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from adapters.sigv4 import Credentials
+
+PREFIX = "HELIOGRAPH_"
+
+
+class SettingsError(SystemExit):
+    """A setting is missing, unknown or of the wrong form; the message is one sentence for the person who deploys."""
+
+
+def _setting(doc: str, default: Any = MISSING) -> Any:
+    metadata = {"doc": doc}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a deployment chooses. Each field is the environment variable HELIOGRAPH_<NAME>."""
+
+    stage: str = _setting("Name of the deployment; stands in every log line.")
+    redis_url: str = _setting("redis:// or rediss:// URL of the session store.")
+    mongodb_secret_id: str = _setting("Secrets Manager id of {uri}: the ledger's connection string.")
+    token_keys_secret_id: str = _setting("Secrets Manager id of {current: {kid, private_pem}, previous}: the keys of access tokens.")
+    turn_secret_id: str = _setting("Secrets Manager id of {current, previous}: the relay's shared secret.")
+    fcm_secret_id: str = _setting("Secrets Manager id of the Firebase service account.")
+    issuer: str = _setting("`iss` of our tokens: the public base URL of the REST API.")
+    connections_url: str = _setting("Base URL of the WebSocket API's @connections, stage included.")
+    media_bucket: str = _setting("Bucket of uploads.")
+    media_kms_key_id: str = _setting("KMS key that encrypts uploads.")
+    notifications_queue_url: str = _setting("Queue of pushes to send.")
+    turn_urls: str = _setting("Comma-separated turn: and turns: URLs handed to clients.")
+    redis_mode: str = _setting("`single` or `cluster`.", "single")
+    mongodb_database: str = _setting("Database of the ledger.", "heliograph")
+    audience: str = _setting("`aud` of our tokens.", "heliograph")
+    turn_realm: str = _setting("Realm of the relay.", "heliograph")
+    stun_urls: str = _setting("Comma-separated stun: URLs handed to clients; empty for none.", "")
+    fcm_url: str = _setting("Base URL of FCM.", "https://fcm.googleapis.com")
+    access_token_s: int = _setting("Life of an access token in seconds (at most 900).", 900)
+    turn_credential_s: int = _setting("Life of a relay credential in seconds.", 4 * 3600)
+    heartbeat_s: int = _setting("How often clients send `ping`, in seconds.", 20)
+    log_level: str = _setting("DEBUG, INFO, WARNING or ERROR.", "INFO")
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """The settings in these variables; SettingsError names the first thing that is wrong."""
+    known = {PREFIX + item.name.upper(): item for item in fields(Settings)}
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(f"{unknown[0]} is not a setting of Heliograph; docs/settings.md lists them.")
+    missing = sorted(name for name, item in known.items() if item.default is MISSING and not environ.get(name))
+    if missing:
+        raise SettingsError(f"{missing[0]} is not set: {known[missing[0]].metadata['doc']}")
+    values: dict[str, Any] = {}
+    for name, item in known.items():
+        if name in environ:
+            values[item.name] = _whole(name, environ[name]) if isinstance(item.default, int) else environ[name]
+    settings = Settings(**values)
+    if settings.redis_mode not in ("single", "cluster"):
+        raise SettingsError(f"{PREFIX}REDIS_MODE must be single or cluster.")
+    if not 1 <= settings.access_token_s <= 900:
+        raise SettingsError(f"{PREFIX}ACCESS_TOKEN_S must be between 1 and 900.")
+    if not 5 <= settings.heartbeat_s <= 240:
+        raise SettingsError(f"{PREFIX}HEARTBEAT_S must be between 5 and 240.")
+    return settings
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingsError(f"{name} must be a whole number.") from None
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return load(os.environ)
+
+
+def aws_credentials() -> Credentials:
+    """The keys of this process's role; read at each call, because Lambda may renew them."""
+    return Credentials(_from_aws("AWS_ACCESS_KEY_ID"), _from_aws("AWS_SECRET_ACCESS_KEY"), os.environ.get("AWS_SESSION_TOKEN") or None)
+
+
+def aws_region() -> str:
+    return _from_aws("AWS_REGION")
+
+
+def aws_endpoint(service: str) -> str | None:
+    """The endpoint override of one AWS service (AWS_ENDPOINT_URL_<SERVICE>, as in every AWS SDK), or None for AWS's own."""
+    return os.environ.get(f"AWS_ENDPOINT_URL_{service.upper()}") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _from_aws(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise SettingsError(f"{name} is not set; Lambda and ECS set it from the role.")
+    return value
+
+
+def now_ms() -> int:
+    """The server's clock: milliseconds UTC."""
+    return time.time_ns() // 1_000_000
+
+
+def random_bytes() -> bytes:
+    """The random part of an id."""
+    return secrets.token_bytes(10)

@@ -1,0 +1,18 @@
+"""One use per ticket: the first to mark its `jti` wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapters import keys
+from adapters.redis_client import translated
+
+
+class Tickets:
+    def __init__(self, client: Any) -> None:
+        self._redis = client
+
+    def take(self, tenant_id: str, account_id: str, jti: str) -> bool:
+        """Whether this is the ticket's first use."""
+        with translated():
+            return bool(self._redis.set(keys.ticket(tenant_id, account_id, jti), 1, nx=True, ex=keys.TICKET_MARK_S))

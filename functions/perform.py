@@ -1,0 +1,41 @@
+"""Does what the rules want done: posts in one go, forgets sockets that are gone, queues pushes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from functions import wiring
+from heliograph.effects import Close, Effect, Notify, Post
+
+
+def perform(effects: Iterable[Effect]) -> set[str]:
+    """Performs every effect; returns the connection ids that turned out to be gone.
+
+    A push is queued before anything is posted: what is acknowledged is durable.
+    """
+    listed = list(effects)
+    for effect in listed:
+        if isinstance(effect, Notify):
+            wiring.push_queue().send(effect)
+    posts = [(effect.connection_id, effect.event.serialize()) for effect in listed if isinstance(effect, Post)]
+    outcomes = wiring.outbox().post_many(posts) if posts else []
+    for effect in listed:
+        if isinstance(effect, Close):
+            wiring.outbox().delete(effect.connection_id)
+    for (connection_id, _), outcome in zip(posts, outcomes, strict=True):
+        if outcome.what not in ("delivered", "gone"):
+            wiring.logger().warning("post failed", connection_id=connection_id, outcome=outcome.what)
+    return {connection_id for (connection_id, _), outcome in zip(posts, outcomes, strict=True) if outcome.what == "gone"}
+
+
+def post_to_room(tenant_id: str, room_id: str, effects: Iterable[Effect]) -> None:
+    """Performs the effects; sockets that are gone leave the room."""
+    wiring.connections().leave_room(tenant_id, room_id, perform(effects))
+
+
+def post_to_account(tenant_id: str, account_id: str, effects: Iterable[Effect]) -> set[str]:
+    """Performs the effects; sockets that are gone leave the account. Returns them."""
+    gone = perform(effects)
+    if gone:
+        wiring.connections().remove(tenant_id, account_id, gone)
+    return gone

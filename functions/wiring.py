@@ -1,0 +1,146 @@
+"""Each adapter, built once per process and only when it is asked for: a function pays for what it uses."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from adapters import secrets_aws
+from adapters.settings import aws_credentials, aws_region, settings
+
+if TYPE_CHECKING:
+    from aws_lambda_powertools import Logger
+
+    from adapters.accounts_mongo import Accounts
+    from adapters.board_redis import Boards
+    from adapters.connections_redis import Connections
+    from adapters.ledger_mongo import Ledger
+    from adapters.links_s3 import Links
+    from adapters.media_mongo import MediaRecords
+    from adapters.outbox_apigateway import SyncOutbox
+    from adapters.push_fcm import Fcm
+    from adapters.push_queue_sqs import PushQueue
+    from adapters.pushes_mongo import Pushes
+    from adapters.rooms_mongo import Rooms
+    from adapters.streams_mongo import Streams
+    from adapters.tickets_redis import Tickets
+    from adapters.tokens_jwt import Tokens
+
+
+@cache
+def logger() -> Logger:
+    from aws_lambda_powertools import Logger
+
+    return Logger(service="heliograph", level=settings().log_level, log_uncaught_exceptions=False)
+
+
+@cache
+def redis() -> Any:
+    from adapters import redis_client
+
+    return redis_client.connect(settings().redis_url, settings().redis_mode)
+
+
+@cache
+def database() -> Any:
+    from adapters import mongo_client
+
+    return mongo_client.connect(secrets_aws.read_secret(settings().mongodb_secret_id)["uri"], settings().mongodb_database)
+
+
+@cache
+def connections() -> Connections:
+    from adapters.connections_redis import Connections
+
+    return Connections(redis())
+
+
+@cache
+def boards() -> Boards:
+    from adapters.board_redis import Boards
+
+    return Boards(redis())
+
+
+@cache
+def tickets() -> Tickets:
+    from adapters.tickets_redis import Tickets
+
+    return Tickets(redis())
+
+
+@cache
+def accounts() -> Accounts:
+    from adapters.accounts_mongo import Accounts
+
+    return Accounts(database())
+
+
+@cache
+def rooms() -> Rooms:
+    from adapters.rooms_mongo import Rooms
+
+    return Rooms(database())
+
+
+@cache
+def streams() -> Streams:
+    from adapters.streams_mongo import Streams
+
+    return Streams(database(), redis())
+
+
+@cache
+def ledger() -> Ledger:
+    from adapters.ledger_mongo import Ledger
+
+    return Ledger(database())
+
+
+@cache
+def media() -> MediaRecords:
+    from adapters.media_mongo import MediaRecords
+
+    return MediaRecords(database())
+
+
+@cache
+def pushes() -> Pushes:
+    from adapters.pushes_mongo import Pushes
+
+    return Pushes(database())
+
+
+@cache
+def links() -> Links:
+    from adapters.links_s3 import Links
+
+    return Links(settings().media_bucket, settings().media_kms_key_id, aws_region())
+
+
+@cache
+def push_queue() -> PushQueue:
+    from adapters.push_queue_sqs import PushQueue
+
+    return PushQueue(settings().notifications_queue_url)
+
+
+@cache
+def fcm() -> Fcm:
+    from adapters.push_fcm import Fcm
+
+    return Fcm(secrets_aws.read_secret(settings().fcm_secret_id), settings().fcm_url)
+
+
+@cache
+def tokens() -> Tokens:
+    from adapters.tokens_jwt import Tokens
+
+    return Tokens(secrets_aws.read_secret(settings().token_keys_secret_id), issuer=settings().issuer, audience=settings().audience)
+
+
+@cache
+def outbox() -> SyncOutbox:
+    from adapters.outbox_apigateway import SyncOutbox
+
+    return SyncOutbox(settings().connections_url, credentials=aws_credentials, region=aws_region())
