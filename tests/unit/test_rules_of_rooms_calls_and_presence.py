@@ -1,0 +1,136 @@
+"""Membership, presence and signaling as pure rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from heliograph.auth import SCOPES, Identity, claims_for, identity_from
+from heliograph.effects import Notify, Post
+from heliograph.errors import Forbidden, NotFound, TokenInvalid, TooLarge
+from heliograph.ledger import GENESIS, entry, first_broken
+from heliograph.links import MAX_UPLOAD_BYTES, Media, announced
+from heliograph.messages import Frame
+from heliograph.presence import Connection, live, presence_of, superseded
+from heliograph.push import parse_queue_message, payload, queue_message
+from heliograph.rooms import entered, new_room
+from heliograph.signaling import relay
+
+ANA, BEN, EVE = (f"acc_{digit * 32}" for digit in "abe")
+ROOM = new_room("acme", "room_" + "0" * 32, "Depot", "epoch", ANA, [BEN, ANA, BEN])
+WHO = Identity("acme", ANA, "dev_" + "0" * 32, "ses_" + "0" * 32, "member", " ".join(SCOPES["member"]))
+
+
+def offer(to: str, device_id: str | None = None, action: str = "offer") -> Frame:
+    target = {"account_id": to} | ({"device_id": device_id} if device_id else {})
+    return Frame(action, "msg_" + "1" * 32, 1, "trace", ROOM.room_id, {"call_id": "call_1", "to": target, "negotiation_id": "n", "sdp": "v=0"})
+
+
+def connection(connection_id: str, device_id: str = "dev_1", generation: int = 1, status: str = "online", seen_at_ms: int = 1000) -> Connection:
+    return Connection(connection_id, device_id, generation, status, seen_at_ms)
+
+
+def test_a_room_has_its_owner_first_and_each_member_once() -> None:
+    assert [(m.account_id, m.role) for m in ROOM.members] == [(ANA, "owner"), (BEN, "member")]
+
+
+def test_a_foreign_room_answers_exactly_as_an_unknown_one() -> None:
+    with pytest.raises(NotFound) as foreign:
+        entered(ROOM, EVE)
+    with pytest.raises(NotFound) as unknown:
+        entered(None, EVE)
+    assert foreign.value.body("t") == unknown.value.body("t")
+    assert entered(ROOM, BEN) is ROOM
+
+
+def test_an_offer_reaches_every_socket_of_the_callee_without_the_address_it_was_sent_to() -> None:
+    effects = relay(offer(BEN), WHO, ROOM, "own", [connection("b1"), connection("b2", "dev_2")], 5)
+    assert [effect.connection_id for effect in effects if isinstance(effect, Post)] == ["b1", "b2"]
+    assert isinstance(effects[0], Post)
+    body = effects[0].event.body
+    assert "to" not in body
+    assert (body["from"], body["id"], body["sdp"]) == ({"account_id": ANA, "device_id": WHO.device_id}, "msg_" + "1" * 32, "v=0")
+
+
+def test_an_answer_to_one_device_reaches_that_device_alone() -> None:
+    effects = relay(offer(BEN, "dev_2", "answer"), WHO, ROOM, "own", [connection("b1"), connection("b2", "dev_2")], 5)
+    assert [effect.connection_id for effect in effects if isinstance(effect, Post)] == ["b2"]
+
+
+def test_an_offer_that_reaches_nobody_becomes_a_push_and_the_caller_is_told() -> None:
+    push, told = relay(offer(BEN), WHO, ROOM, "own", [], 5)
+    assert isinstance(push, Notify)
+    assert isinstance(told, Post)
+    assert (push.account_id, push.notification_id, push.expires_at_ms) == (BEN, "ntf_" + "1" * 32, 30_005)
+    assert (told.connection_id, told.event.event) == ("own", "callee_absent")
+    assert relay(offer(BEN, action="candidate"), WHO, ROOM, "own", [], 5) == []
+
+
+def test_nobody_can_be_called_who_is_not_in_the_room() -> None:
+    with pytest.raises(NotFound):
+        relay(offer(EVE), WHO, ROOM, "own", [connection("e1")], 5)
+    assert relay(offer(BEN), WHO, ROOM, "own", [connection("b1")], 5)
+
+
+def test_a_connection_that_missed_its_heartbeats_does_not_count() -> None:
+    both = [connection("old", seen_at_ms=0), connection("new", "dev_2", seen_at_ms=60_000)]
+    assert [c.connection_id for c in live(both, 60_000, 20)] == ["new"]
+    assert presence_of(BEN, [both[0]], 0, 60_000, 20).status == "offline"
+    assert presence_of(BEN, both, 0, 60_000, 20).as_json() == {"account_id": BEN, "status": "online", "devices": 1, "last_seen_at_ms": 60_000}
+
+
+def test_a_reconnect_of_a_device_supersedes_its_older_sockets_and_never_a_newer_one() -> None:
+    old, new, other = connection("old", generation=1), connection("new", generation=2), connection("x", "dev_2", 9)
+    assert superseded([old, new, other], new) == [old]
+    assert superseded([old, new, other], old) == []
+    assert live([old, new], 1000, 20) == [new]
+
+
+def test_the_busiest_device_says_how_the_account_is() -> None:
+    both = [connection("a", status="away"), connection("b", "dev_2", status="on_a_call")]
+    assert presence_of(BEN, both, 0, 1000, 20).status == "on_a_call"
+
+
+def test_an_identity_comes_only_from_complete_claims() -> None:
+    claims = claims_for(WHO, issuer="i", audience="a", now_ms=5_000, lifetime_s=10, jti="j")
+    assert (claims["iat"], claims["exp"]) == (5, 15)
+    assert identity_from(claims) == WHO
+    assert identity_from(WHO.as_context()) == WHO
+    bad: list[dict[str, Any]] = [{"sub": "acc_1"}, {"role": "root"}, {"scope": None}, {"tenant_id": 5}, {"sid": "x"}]
+    for change in bad:
+        with pytest.raises(TokenInvalid):
+            identity_from(claims | change)
+
+
+def test_a_scope_must_be_in_the_token_as_a_whole_word() -> None:
+    WHO.must_have("rooms:read")
+    WHO.must_have(None)
+    for scope in ("evidence:read", "rooms", "rooms:rea"):
+        with pytest.raises(Forbidden):
+            WHO.must_have(scope)
+
+
+def test_a_changed_or_missing_ledger_entry_is_found() -> None:
+    first = entry("acme", 1, GENESIS, 5, "signed_in", ANA, "dev", {})
+    second = entry("acme", 2, first["hash"], 6, "link_issued", ANA, "med", {"expires_s": 3})
+    third = entry("acme", 3, second["hash"], 7, "signed_in", BEN, "dev", {})
+    assert first_broken([first, second, third]) is None
+    assert first_broken([first, second | {"detail": {"expires_s": 900}}, third]) == 2
+    assert first_broken([first, third]) == 3
+
+
+def test_a_queued_notification_survives_the_queue_and_its_payload_is_flat_text() -> None:
+    push = relay(offer(BEN), WHO, ROOM, "own", [], 5)[0]
+    assert isinstance(push, Notify)
+    assert parse_queue_message(queue_message(push)) == push
+    assert all(isinstance(value, str) for value in payload(push).values())
+    with pytest.raises(KeyError):
+        parse_queue_message({"notification_id": "x"})
+
+
+def test_an_object_key_holds_ids_only_and_a_file_over_the_limit_is_refused() -> None:
+    media = Media("acme", "med_1", "room_1", ANA, "../../x", "audio/ogg", MAX_UPLOAD_BYTES, "0" * 64)
+    assert announced(media).key == "acme/room_1/med_1"
+    with pytest.raises(TooLarge):
+        announced(Media("acme", "med_1", "room_1", ANA, "x", "audio/ogg", MAX_UPLOAD_BYTES + 1, "0" * 64))
