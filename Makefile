@@ -1,19 +1,64 @@
-# Users: make run, make test. Developers: make check, e2e, bench, synth. CI calls these and nothing else.
+# Users: `make run`, `make test`. Developers: check, e2e, bench, synth. CI calls these targets and nothing else.
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test e2e bench synth
+.PHONY: help setup run check format unit test e2e bench synth clean
 
-help:  ## what each target does
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+help:  ## this list
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-$(STAMP)/python: pyproject.toml clients/python/pyproject.toml
-	@echo "setting up $(VENV) (a minute the first time)"
+$(STAMP)/python: pyproject.toml clients/python/pyproject.toml constraints.txt
+	@echo "== setting up $(VENV): about a minute the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e 'clients/python[call]' -e '.[test]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e 'clients/python[call]' -e '.[test]'
 	@mkdir -p $(STAMP) && touch $@
 
+$(STAMP)/infra: $(STAMP)/python
+	@echo "== adding the CDK"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[infra]'
+	@touch $@
+
+$(STAMP)/system: | $(STAMP)/python
+	@$(BIN)/python -m local.system chromium turnserver redis-server
+	@touch $@
+
+$(STAMP)/web: clients/web/package-lock.json $(wildcard clients/web/src/*.ts) $(wildcard clients/web/demo/*) | $(STAMP)/python
+	@echo "== building the web client"
+	@cd clients/web && npm ci --silent --no-audit --no-fund && npm run --silent build
+	@touch $@
+
 setup: $(STAMP)/python  ## make .venv with everything the product needs on a laptop
+
+run: setup  ## the whole product on this laptop, one real call made; ONCE=1 ends after the call
+	@$(BIN)/python -m local $(if $(ONCE),--once)
+
+check: setup  ## style, types, import rules, unit and contract tests
+	@ruff check . && ruff format --check --quiet .
+	@mypy heliograph adapters functions media_fleet local clients/python/heliograph_client tests bench docs
+	@mkdir -p build && lint-imports --no-cache > build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }
+	@pytest tests/unit tests/contract
+
+format: setup  ## let ruff rewrite the code
+	@ruff check --fix . && ruff format .
+
+test: $(STAMP)/python $(STAMP)/infra $(STAMP)/system $(STAMP)/web  ## every test but the end-to-end ones
+	@cd clients/web && npm test --silent
+	@pytest tests/unit tests/contract tests/integration tests/infra tests/performance
+
+e2e: $(STAMP)/python $(STAMP)/system $(STAMP)/web  ## real calls: the whole product, a real browser, killed services
+	@pytest tests/e2e tests/chaos
+
+bench: $(STAMP)/python $(STAMP)/system  ## side-by-side measurements, each prints a table
+	@$(BIN)/python -m bench
+
+synth: $(STAMP)/infra  ## CloudFormation templates into build/cdk.out
+	@CDK_OUTDIR=build/cdk.out $(BIN)/python infra/cdk/app.py
+
+clean:  ## forget what was built; .local (the laptop's data) stays
+	@rm -rf build clients/web/dist clients/web/node_modules $(STAMP)/web
