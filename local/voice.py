@@ -111,6 +111,11 @@ def to_rate(samples: Samples, from_hz: int, to_hz: int) -> Samples:
     return resampled
 
 
+def joined(*parts: npt.ArrayLike) -> Samples:
+    """One after the other."""
+    return np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])
+
+
 def to_pcm(samples: Samples) -> bytes:
     """s16 little-endian, mono."""
     return (np.clip(samples, -1, 1) * 32_767).astype("<i2").tobytes()

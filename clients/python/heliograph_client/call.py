@@ -59,8 +59,9 @@ class Call:
         ice_policy: IcePolicy = "all",
         source: Source | None = None,
         profile: AudioProfile | None = None,
+        report_every_s: float | None = 1.0,
     ) -> None:
-        """`peer` is `{account_id, device_id?}`, `ice_servers` are those of `GET /v1/ice-servers`."""
+        """`peer` is `{account_id, device_id?}`, `ice_servers` are those of `GET /v1/ice-servers`; `report_every_s` None reports no statistics by itself."""
         self.room_id = room_id
         self.call_id = call_id or make_id("call")
         self.trace_id = secrets.token_hex(16)  # one for the whole call
@@ -73,6 +74,9 @@ class Call:
         self._negotiation_id = make_id("neg")
         self._connected = asyncio.Event()
         self._ended = asyncio.Event()
+        self._report_every_s = report_every_s
+        self._reporting: asyncio.Task[None] | None = None
+        self.reports: list[dict[str, Any]] = []  # every `stats` frame sent, oldest first
         self._end_callbacks: list[Callable[[], object]] = []
         self._failure: HeliographError | None = None
         self._meter = PathMeter()
@@ -169,6 +173,8 @@ class Call:
         state = self._peer_connection.connectionState
         if state == "connected":
             self._connected.set()
+            if self._report_every_s is not None and self._reporting is None:
+                self._reporting = asyncio.create_task(self._report(self._report_every_s), name="heliograph call statistics")
         elif state == "failed":
             self._fail(CallFailedError("No path to the peer works; check that its network lets UDP or the relay through."))
 
@@ -208,6 +214,8 @@ class Call:
         self.end_reason = reason
         self._ended.set()
         self._fail(CallFailedError(f"The call ended: {reason}."))
+        if self._reporting is not None:
+            self._reporting.cancel()
         await self.sink.stop()
         await self._peer_connection.close()
         for callback in self._end_callbacks:
@@ -246,4 +254,12 @@ class Call:
         """Report to the server, whose `rung` event follows when its decision changed; answers what was reported."""
         body = await self.stats()
         await self._signaling.request("stats", self.room_id, body, trace_id=self.trace_id)
+        self.reports.append(body)
         return body
+
+    async def _report(self, every_s: float) -> None:
+        """Report until the call ends; one that did not get through is not worth repeating."""
+        while True:
+            with contextlib.suppress(HeliographError):
+                await self.send_stats()
+            await asyncio.sleep(every_s)

@@ -218,6 +218,11 @@ class OpusTrack(MediaStreamTrack):
         """The profile in use."""
         return self._encoder.profile
 
+    def next_capture_at_s(self) -> float:
+        """When the first sample of the next packet is captured, on the loop's clock: what a source put in now is said from then on."""
+        started_at_s = asyncio.get_running_loop().time() if self.started_at_s is None else self.started_at_s
+        return started_at_s + self._pts / SAMPLE_RATE
+
     def apply(self, profile: AudioProfile) -> None:
         """Use another profile from the next packet on, within one frame duration."""
         self._encoder.apply(profile)
