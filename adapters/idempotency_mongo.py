@@ -46,7 +46,7 @@ class MongoPersistence(BasePersistenceLayer):
             with translated():  # an expired record is taken over; a live one makes the upsert collide
                 self._records.update_one({"_id": data_record.idempotency_key, "$or": free}, {"$set": fields}, upsert=True)
         except DuplicateKeyError:
-            raise IdempotencyItemAlreadyExistsError(old_data_record=self._get_record(data_record.idempotency_key)) from None
+            raise IdempotencyItemAlreadyExistsError from None  # without the old record: Powertools then reads it and compares the bodies
 
     def _update_record(self, data_record: DataRecord) -> None:
         with translated():
