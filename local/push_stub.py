@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, get_args
 from aiohttp import web
 
 MAX_PAYLOAD_BYTES: Final = 4096
+GOOGLE_TOKEN_URI: Final = "https://oauth2.googleapis.com/token"  # the audience google-auth writes, whatever the account's token_uri says
 _KEPT_MESSAGES: Final = 1000
 _KEPT_TOKENS: Final = 1000
 _KEPT_DEAD: Final = 10_000
@@ -85,7 +86,8 @@ class PushStub:
 
         key: Any = load_pem_private_key(self._account["private_key"].encode(), password=None)
         try:
-            jwt.decode(assertion, key.public_key(), algorithms=["RS256"], audience=self._account["token_uri"], issuer=self._account["client_email"], leeway=60)
+            audience = [GOOGLE_TOKEN_URI, self._account["token_uri"]]
+            jwt.decode(assertion, key.public_key(), algorithms=["RS256"], audience=audience, issuer=self._account["client_email"], leeway=60)
         except jwt.PyJWTError:
             return False
         return True

@@ -51,6 +51,7 @@ class Supervisor:
     def __init__(self, log_dir: Path, pid_file: Path, *, report: Callable[[str, str], None] = lambda name, state: None) -> None:
         self._log_dir, self._pid_file, self._report = log_dir, pid_file, report
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._stop_timeout_s: dict[str, float] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._is_ready: dict[str, asyncio.Event] = {}
         self.restarts: dict[str, int] = {}
@@ -63,6 +64,7 @@ class Supervisor:
     async def start(self, child: Child) -> None:
         """Start a child and return when it is ready. Raises ChildFailed."""
         self._is_ready[child.name] = asyncio.Event()
+        self._stop_timeout_s[child.name] = child.stop_timeout_s
         self.restarts[child.name] = 0
         process = await self._spawn(child)
         try:
@@ -83,7 +85,7 @@ class Supervisor:
             watcher.cancel()
         await asyncio.gather(*self._watchers.values(), return_exceptions=True)
         self._watchers.clear()
-        await asyncio.gather(*(self._end(process, 8.0) for process in self._processes.values()))
+        await asyncio.gather(*(self._end(process, self._stop_timeout_s[name]) for name, process in self._processes.items()))
         self._processes.clear()
         self._pid_file.unlink(missing_ok=True)
 

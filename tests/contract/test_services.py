@@ -1,0 +1,118 @@
+"""The stores of the laptop: which Redis is taken, and what survives a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local import service_mongo, service_redis
+from local.service_redis import RedisChoice
+from local.services import LocalError, choose_ports, ping_mongo, read_json, write_private_json
+from local.supervisor import Supervisor
+
+ON_PATH = {"valkey-server": "/usr/bin/valkey-server", "redis-server": "/usr/bin/redis-server", "/opt/redis": "/opt/redis"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "on_path", "bundled", "expected"),
+    [
+        ({"HELIOGRAPH_REDIS_URL": "redis://db", "HELIOGRAPH_REDIS_SERVER": "/opt/redis"}, ON_PATH, "/wheel/redis", RedisChoice(url="redis://db")),
+        ({"HELIOGRAPH_REDIS_SERVER": "/opt/redis"}, ON_PATH, "/wheel/redis", RedisChoice(binary="/opt/redis")),
+        ({}, ON_PATH, "/wheel/redis", RedisChoice(binary="/usr/bin/valkey-server")),
+        ({}, {"redis-server": "/usr/bin/redis-server"}, "/wheel/redis", RedisChoice(binary="/usr/bin/redis-server")),
+        ({}, {}, "/wheel/redis", RedisChoice(binary="/wheel/redis")),
+    ],
+)
+def test_redis_is_the_url_then_the_named_binary_then_path_then_the_wheel(
+    environ: dict[str, str], on_path: dict[str, str], bundled: str, expected: RedisChoice
+) -> None:
+    assert service_redis.resolve(environ, on_path.get, lambda: bundled) == expected
+
+
+def test_no_redis_at_all_names_the_command_that_installs_one() -> None:
+    with pytest.raises(LocalError, match="apt-get install redis-server"):
+        service_redis.resolve({}, lambda name: None, lambda: None)
+    with pytest.raises(LocalError, match="HELIOGRAPH_REDIS_SERVER names /nowhere"):
+        service_redis.resolve({"HELIOGRAPH_REDIS_SERVER": "/nowhere"}, lambda name: None, lambda: "/wheel/redis")
+
+
+def test_private_files_are_private_and_a_torn_one_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.json"
+    write_private_json(path, {"a": 1})
+    assert (path.stat().st_mode & 0o777, read_json(path)) == (0o600, {"a": 1})
+    path.write_text('{"a"')
+    assert read_json(path) == {}
+
+
+async def test_redis_comes_back_empty_on_the_same_port(tmp_path: Path) -> None:
+    import redis
+
+    port = choose_ports(("redis",), {})["redis"]
+    binary = service_redis.resolve({}).binary
+    assert binary is not None
+    supervisor = Supervisor(tmp_path / "logs", tmp_path / "pids.json")
+    await supervisor.start(service_redis.child(binary, port, tmp_path / "redis"))
+    client: Any = redis.Redis.from_url(service_redis.url(port))
+    try:
+        await asyncio.to_thread(client.set, "k", "v")
+        killed_at = time.monotonic()
+        os.kill(supervisor.pids()["redis"], signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        await supervisor.wait_until_ready("redis", 3)
+        assert time.monotonic() - killed_at < 3
+        assert await asyncio.to_thread(client.get, "k") is None
+    finally:
+        client.close()
+        await supervisor.stop()
+
+
+async def test_an_acknowledged_insert_survives_a_killed_and_a_stopped_ledger(tmp_path: Path) -> None:
+    from pymongo import MongoClient
+
+    port = choose_ports(("mongo",), {})["mongo"]
+    supervisor = Supervisor(tmp_path / "logs", tmp_path / "pids.json")
+    await supervisor.start(service_mongo.child(port, tmp_path / "mongo"))
+    acknowledged: list[int] = []
+    enough = threading.Event()
+
+    def write() -> None:
+        client: Any = MongoClient(service_mongo.uri(port), serverSelectionTimeoutMS=500)
+        try:
+            for number in range(1_000_000):
+                client.ledger.log.insert_one({"_id": number})
+                acknowledged.append(number)
+                if number == 300:
+                    enough.set()
+        except Exception:  # the kill
+            client.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert await asyncio.to_thread(enough.wait, 10)
+    os.kill(supervisor.pids()["mongo"], signal.SIGKILL)
+    await asyncio.to_thread(writer.join)
+    await supervisor.wait_until_ready("mongo", 10)
+    assert set(acknowledged) <= await asyncio.to_thread(numbers, port)
+
+    await supervisor.stop()  # returns only when the folder is free again
+    again = Supervisor(tmp_path / "logs", tmp_path / "pids.json")
+    await again.start(service_mongo.child(port, tmp_path / "mongo"))
+    try:
+        await ping_mongo(port)
+        assert set(acknowledged) <= await asyncio.to_thread(numbers, port)
+    finally:
+        await again.stop()
+
+
+def numbers(port: int) -> set[int]:
+    from pymongo import MongoClient
+
+    with MongoClient[dict[str, Any]](service_mongo.uri(port)) as client:
+        return {each["_id"] for each in client.ledger.log.find()}
