@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jwt
@@ -63,7 +64,7 @@ def tampered() -> str:
     return f"{head}.{other}.{signature}"
 
 
-ATTACKS = {
+ATTACKS: dict[str, Callable[[], str]] = {
     "alg none": lambda: unsigned(claims()),
     "HS256 with the public key": hmac_by_public_key,
     "another key": lambda: signed(claims(), key=OTHER),
