@@ -30,6 +30,7 @@ from local.shaped_link import ShapedLink
 
 SCHEMA_VERSION = 1
 LEAST_PESQ = 4.0
+LEAST_PESQ_THROTTLED = 2.5
 LEAD_S, TAIL_S = 0.4, 0.6
 THROTTLED_BPS = 40_000
 LINK_S = 3
@@ -355,14 +356,20 @@ async def _throttle(cast: Cast, link: ShapedLink, calling: Call, answered: Call)
         rung = await _lower_rung(calling, from_rung)
         applied_ms = round((loop.time() - throttled_s) * 1_000)
         step["note"] = f"rung {from_rung} to {rung['rung']} after {applied_ms} ms: {rung['reason']['rule']}"
-    async with cast.record.step("audio goes on"):
+    async with cast.record.step("audio goes on") as step:
         await asyncio.sleep(1.5)  # what the old rate left in the queue drains
-        first, started_s = len(answered.sink.frames), loop.time()
+        speech = speech[: 3 * SAMPLE_RATE]
+        first, sent = len(answered.sink.frames), len(calling.track.sent)
+        captured_at_s = _say(calling, speech)
         await asyncio.sleep(3.0)
-        heard_s = sum(frame.samples for frame in answered.sink.frames[first:]) / SAMPLE_RATE
-        share = round(heard_s / (loop.time() - started_s), 3)
         after = _encoding(calling, answered)
+        _say(calling, speech)  # what the listener's jitter buffer still holds comes out
+        await asyncio.sleep(1.0)
+        take = await asyncio.to_thread(Take(speech, calling, answered, captured_at_s, first, len(answered.sink.frames)).measure)
+        share = round(take["heard_s"] * SAMPLE_RATE / sum(packet.samples for packet in calling.track.sent[sent:]), 3)
+        step["note"] = f"PESQ-WB {take['pesq_wb']:.2f}"
         cast.record.require(share > 0.8, f"Only {share:.0%} of the speech arrived after the rung change.")
+        cast.record.require(take["pesq_wb"] >= LEAST_PESQ_THROTTLED, f"After the rung change speech scored PESQ-WB {take['pesq_wb']}.")
         changed = after["ptime_ms"] != before["ptime_ms"] or after["bitrate_bps"] != before["bitrate_bps"]
         cast.record.require(changed and after["sent_ptime_ms"] == after["ptime_ms"], f"The rung change did not reach the wire: {before} then {after}.")
     cast.record.findings["rung_change"] = {
@@ -375,6 +382,7 @@ async def _throttle(cast: Cast, link: ShapedLink, calling: Call, answered: Call)
         "encoder_before": before,
         "encoder_after": after,
         "heard_share_after": share,
+        "pesq_wb_after": take["pesq_wb"],
         "stats": calling.reports[-3:],
     }
 

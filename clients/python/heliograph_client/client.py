@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import mimetypes
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .call import Call, IcePolicy
     from .opus import AudioProfile, Source
 
+_LOG = logging.getLogger("heliograph_client")
 CLIENT_NAME = "heliograph-python/0.1.0"
 Status = Literal["online", "away", "busy", "on_a_call"]
 
@@ -101,7 +103,8 @@ class Client:
         """Hang up what is still talking and go offline."""
         self._is_closing = True
         for call in list(self._calls.values()):
-            await call.hangup()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(call.hangup(), 2)
         if self._socket is not None:
             await self._socket.close()
         for task in self._tasks:
@@ -142,8 +145,6 @@ class Client:
         ticket = (await self.rest.call("POST", "/v1/tickets"))["ticket"]
         try:
             socket = await self._http.ws_connect(self._socket_url, protocols=(SUBPROTOCOL, TICKET_PREFIX + ticket), max_msg_size=256 * 1024)
-        except aiohttp.WSServerHandshakeError as error:
-            raise parse_error({}, error.status) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ConnectionLostError(f"The socket did not open: {error}") from error
         self._client_seq, self._socket = 0, socket
@@ -291,13 +292,19 @@ class Client:
         """One event after the other, so that a candidate never overtakes its answer."""
         while True:
             event = await self._inbox.get()
-            if event.room_id and event.epoch and event.offset is not None:
-                self._positions[event.room_id] = (event.epoch, event.offset)
-            for subscription in list(self._subscriptions):
-                subscription.put(event)
-            for callback in self._callbacks.get(event.event, []):
-                callback(event)
-            await self._signal(event)
+            try:
+                await self._deliver(event)
+            except Exception:  # a callback's or a peer's fault must not silence what comes after it
+                _LOG.exception("An event could not be handled: %s, trace_id %s", event.event, event.trace_id)
+
+    async def _deliver(self, event: Event) -> None:
+        if event.room_id and event.epoch and event.offset is not None:
+            self._positions[event.room_id] = (event.epoch, event.offset)
+        for subscription in list(self._subscriptions):
+            subscription.put(event)
+        for callback in self._callbacks.get(event.event, []):
+            callback(event)
+        await self._signal(event)
 
     async def _signal(self, event: Event) -> None:
         """Hand a call's event to the call, or let it ring."""

@@ -232,6 +232,7 @@ class OpusTrack(MediaStreamTrack):
         while True:
             pts, data = await self._next()
             if not (self.profile.dtx and len(data) <= 2):
+                self.sent.append(SentPacket(asyncio.get_running_loop().time(), pts, self._pts - pts, len(data)))
                 packet = av.Packet(data)
                 packet.pts = pts
                 packet.time_base = Fraction(1, SAMPLE_RATE)
@@ -245,5 +246,4 @@ class OpusTrack(MediaStreamTrack):
         await asyncio.sleep(self.started_at_s + (pts + samples) / SAMPLE_RATE - loop.time())
         data = self._encoder.encode(self.source.read(samples).ljust(samples * BYTES_PER_SAMPLE, b"\0"))
         self._pts = pts + samples
-        self.sent.append(SentPacket(loop.time(), pts, samples, len(data)))
         return pts, data
