@@ -22,10 +22,10 @@ def perform(effects: Iterable[Effect]) -> set[str]:
     for effect in listed:
         if isinstance(effect, Close):
             wiring.outbox().delete(effect.connection_id)
-    for (connection_id, _), outcome in zip(posts, outcomes, strict=True):
-        if outcome.what not in ("delivered", "gone"):
-            wiring.logger().warning("post failed", connection_id=connection_id, outcome=outcome.what)
-    return {connection_id for (connection_id, _), outcome in zip(posts, outcomes, strict=True) if outcome.what == "gone"}
+    for outcome in outcomes:
+        if outcome.kind not in ("delivered", "gone"):
+            wiring.logger().warning("post failed", connection_id=outcome.connection_id, outcome=outcome.kind, detail=outcome.detail)
+    return {outcome.connection_id for outcome in outcomes if outcome.kind == "gone"}
 
 
 def post_to_room(tenant_id: str, room_id: str, effects: Iterable[Effect]) -> None:
