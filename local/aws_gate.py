@@ -32,7 +32,14 @@ from local.aws_gate_signature import UNSIGNED_PAYLOAD, Incoming, Refused, Signed
 _CHUNK: Final = 1 << 18
 _MAX_SMALL_BODY: Final = 8 << 20
 _HOP_HEADERS: Final = frozenset({"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authorization", "expect"})
-_ANSWER_DROPS: Final = _HOP_HEADERS | {"content-length", "date", "server", "access-control-allow-origin", "access-control-allow-methods"}
+_ANSWER_DROPS: Final = _HOP_HEADERS | {
+    "content-length",
+    "date",
+    "server",
+    "access-control-allow-origin",
+    "access-control-allow-methods",
+    "x-amz-sdk-checksum-algorithm",
+}
 _OBJECT_HEADERS: Final = ("cache-control", "content-disposition", "content-encoding", "content-language", "content-type", "content-md5", "expires")
 _NOT_OF_THE_OBJECT: Final = ("x-amz-date", "x-amz-content-sha256", "x-amz-security-token", "x-amz-user-agent", "x-amz-copy-source")
 _SIGNING_PARAMETERS: Final = ("X-Amz-", "x-id", "response-")

@@ -333,6 +333,35 @@ async def test_everything_acknowledged_is_there_after_moto_was_killed(laptop: La
     assert described["KeyMetadata"]["Enabled"]
 
 
+async def test_batches_and_dead_letters_keep_their_place_over_a_kill(laptop: Laptop) -> None:
+    sqs, url, dead_url = laptop.client("sqs", retries=3), laptop.queue_url(), laptop.queue_url("notifications-dead")
+
+    def fill() -> dict[str, str]:
+        sqs.purge_queue(QueueUrl=url)
+        sent = sqs.send_message_batch(QueueUrl=url, Entries=[{"Id": name, "MessageBody": name} for name in ("dead", "done", "open")])["Successful"]
+        ids = {each["Id"]: each["MessageId"] for each in sent}
+        first = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, VisibilityTimeout=0)["Messages"]
+        handles = {each["Body"]: each["ReceiptHandle"] for each in first}
+        sqs.delete_message_batch(QueueUrl=url, Entries=[{"Id": "1", "ReceiptHandle": handles["done"]}])
+        sqs.change_message_visibility(QueueUrl=url, ReceiptHandle=handles["open"], VisibilityTimeout=60)
+        for _ in range(6):  # the sixth receive finds it dead-lettered
+            sqs.receive_message(QueueUrl=url, VisibilityTimeout=0)
+        assert [each["MessageId"] for each in sqs.receive_message(QueueUrl=dead_url, VisibilityTimeout=0)["Messages"]] == [ids["dead"]]
+        return ids
+
+    ids = await asyncio.to_thread(fill)
+    os.kill(laptop.supervisor.pids()["moto"], 9)
+    await asyncio.sleep(0.2)
+    await laptop.supervisor.wait_until_ready("moto", 10)
+    living = (await asyncio.to_thread(sqs.receive_message, QueueUrl=url, MaxNumberOfMessages=10)).get("Messages", [])
+    dead = (await asyncio.to_thread(sqs.receive_message, QueueUrl=dead_url, MaxNumberOfMessages=10)).get("Messages", [])
+    assert [each["MessageId"] for each in living] == [ids["open"]]
+    assert [each["MessageId"] for each in dead] == [ids["dead"]]
+    await asyncio.to_thread(sqs.purge_queue, QueueUrl=url)
+    await asyncio.to_thread(sqs.purge_queue, QueueUrl=dead_url)
+    assert not laptop.gate.messages.messages
+
+
 async def test_everything_acknowledged_is_there_for_the_next_run(tmp_path: Path) -> None:
     async with started(tmp_path) as first:
         request = await asyncio.to_thread(put, first)

@@ -1,0 +1,257 @@
+"""The whole product on one machine: every service in parallel, then the functions, then one file that says where everything is.
+
+`async with Stack(data_dir) as stack: stack.endpoints`. Knows the order and the wiring; each service knows itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, Self
+
+from adapters.sigv4 import Credentials
+from functions.routes import FUNCTIONS
+from local import service_aws, service_mongo, service_redis
+from local.aws_gate import AwsGate
+from local.gateway import Gateway
+from local.lambdas import Lambdas
+from local.push_stub import PushStub
+from local.queues import QueuePoller
+from local.seed import seed
+from local.services import HOST, LocalError, choose_ports, ping_stun, read_json, write_private_json
+from local.supervisor import Child, Supervisor, end_stale
+
+STAGE: Final = "local"
+DATABASE: Final = "heliograph"
+REALM: Final = "heliograph"
+_PORTS: Final = ("rest", "socket", "gate", "moto", "redis", "mongo", "relay", "relay_stats", "push_stub")
+_WARM: Final = ("authorizer", "tokens", "ws_connect", "signal")
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_OURS: Final = ("HELIOGRAPH_REDIS_URL", "HELIOGRAPH_REDIS_SERVER", service_mongo.URI_ENVIRONMENT)
+
+Report = Callable[[str, str], None]
+
+
+class Stack:
+    """One data folder, one stack. `report` hears (service, state); states start with "starting", end with "ready"."""
+
+    def __init__(
+        self, data_dir: Path, *, in_process: bool = False, environ: Mapping[str, str] | None = None, report: Report = lambda name, state: None
+    ) -> None:
+        self.data_dir, self.in_process, self.report = data_dir.resolve(), in_process, report
+        self._environ = dict(os.environ if environ is None else environ)
+        self._cleanup = contextlib.AsyncExitStack()
+        self.endpoints: dict[str, Any] = {}
+        self.environment: dict[str, str] = {}
+        self.started_in_s = 0.0
+        self.supervisor: Supervisor
+        self.lambdas: Lambdas
+
+    async def __aenter__(self) -> Self:
+        started = time.monotonic()
+        try:
+            await self._start()
+        except BaseException:
+            await self._cleanup.aclose()
+            raise
+        self.started_in_s = time.monotonic() - started
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._cleanup.aclose()
+
+    @property
+    def endpoints_file(self) -> Path:
+        """Where the endpoints are written for other processes (mode 0600: sample passwords and keys stand in it)."""
+        return self.data_dir / "endpoints.json"
+
+    async def _start(self) -> None:
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cleanup.enter_context(_only_one(self.data_dir / "lock"))
+        for name in await asyncio.to_thread(end_stale, self.data_dir / "pids.json"):
+            self.report(name, "ended: left over from a run that was killed")
+        self.ports = choose_ports(_PORTS, read_json(self.data_dir / "ports.json"))
+        write_private_json(self.data_dir / "ports.json", self.ports)
+        self.redis = service_redis.resolve(self._environ)
+        self.redis_url = self.redis.url or service_redis.url(self.ports["redis"])
+        self.mongodb_uri = self._environ.get(service_mongo.URI_ENVIRONMENT) or service_mongo.uri(self.ports["mongo"])
+        self.secrets = await asyncio.to_thread(self._load_secrets)
+        self.supervisor = Supervisor(self.data_dir / "logs", self.data_dir / "pids.json", report=self.report)
+        self._cleanup.push_async_callback(self.supervisor.stop)
+        await self._start_doors()
+        self.environment = self._build_environment()
+        async with _first_failure(), asyncio.TaskGroup() as group:
+            group.create_task(self._start_redis())
+            users = group.create_task(self._start_mongo())
+            aws = group.create_task(self._start_aws())
+            group.create_task(self._start_relay())
+            group.create_task(self._start_lambdas(aws))
+        await self._start_poller()
+        self.endpoints = self._build_endpoints([asdict(user) for user in users.result()])
+        self._publish()
+        self._cleanup.push_async_callback(_ended, asyncio.create_task(self._keep_published()))
+
+    def _load_secrets(self) -> dict[str, Any]:
+        push_stub_url = f"http://{HOST}:{self.ports['push_stub']}"
+        return service_aws.load_secrets(self.data_dir / "secrets.json", mongodb_uri=self.mongodb_uri, push_stub_url=push_stub_url)
+
+    async def _start_doors(self) -> None:
+        """What listens in this process: the gate, the stub, the gateway. Their addresses stand in everybody's settings."""
+        keys = self.secrets["aws"]
+        known = {keys["access_key_id"]: keys["secret_access_key"]}
+        self.gate = AwsGate(self.data_dir / "aws", known, region=service_aws.REGION, upstream=f"http://{HOST}:{self.ports['moto']}")
+        self._cleanup.push_async_callback(self.gate.close)
+        await self.gate.start(HOST, self.ports["gate"])
+        self.push_stub = PushStub(self.secrets["fcm"])
+        self._cleanup.push_async_callback(self.push_stub.close)
+        await self.push_stub.start(HOST, self.ports["push_stub"])
+        credentials = Credentials(keys["access_key_id"], keys["secret_access_key"])
+        self.gateway = Gateway(FUNCTIONS, self._invoke, stage=STAGE, region=service_aws.REGION, credentials=credentials, allow_origins=("*",))
+        self._cleanup.push_async_callback(self.gateway.close)
+        await self.gateway.start(HOST, self.ports["rest"], self.ports["socket"])
+
+    async def _invoke(self, name: str, event: object) -> object:
+        return await self.lambdas.invoke(name, event)
+
+    async def _start_redis(self) -> None:
+        if self.redis.binary is not None:
+            await self.supervisor.start(service_redis.child(self.redis.binary, self.ports["redis"], self.data_dir / "redis"))
+
+    async def _start_mongo(self) -> Any:
+        if service_mongo.URI_ENVIRONMENT not in self._environ:
+            await self.supervisor.start(service_mongo.child(self.ports["mongo"], self.data_dir / "mongo"))
+        self.report("sample data", "starting")
+        users = await asyncio.to_thread(seed, self.mongodb_uri, DATABASE)
+        self.report("sample data", "ready")
+        return users
+
+    async def _start_aws(self) -> None:
+        queues = service_aws.queues_of(FUNCTIONS)
+        await self.supervisor.start(service_aws.child(self.gate, self.ports["moto"], queues, self.secrets))
+
+    async def _start_relay(self) -> None:
+        relay, stats = f"{HOST}:{self.ports['relay']}", f"{HOST}:{self.ports['relay_stats']}"
+        argv = (sys.executable, "-m", "local.relay", "--listen", relay, "--stats", stats, "--realm", REALM, "--secret-env", "HELIOGRAPH_LOCAL_TURN_SECRET")
+        secret = {"HELIOGRAPH_LOCAL_TURN_SECRET": self.secrets["turn"]["current"], "PYTHONPATH": str(_ROOT)}
+        await self.supervisor.start(Child("relay", argv, lambda: ping_stun(self.ports["relay"]), environment=secret))
+
+    async def _start_lambdas(self, aws: Awaitable[None]) -> None:
+        self.report("functions", "starting")
+        if self.in_process:
+            for name in _OURS:
+                os.environ.pop(name, None)  # the functions' settings refuse what they do not know
+        self.lambdas = Lambdas(FUNCTIONS, environment=self.environment, log_dir=self.data_dir / "logs" / "functions", in_process=self.in_process)
+        self._cleanup.push_async_callback(self.lambdas.close)
+        await self.lambdas.start()
+        await aws  # a function may read its secrets while it starts
+        await self.lambdas.warm(_WARM)
+        self.report("functions", "ready")
+
+    async def _start_poller(self) -> None:
+        keys = self.secrets["aws"]
+        credentials = Credentials(keys["access_key_id"], keys["secret_access_key"])
+        urls = {queue.name: self._queue_url(queue.name) for queue in service_aws.queues_of(FUNCTIONS)}
+        poller = QueuePoller(FUNCTIONS, self._invoke, endpoint_url=self.gate.url, queue_urls=urls, region=service_aws.REGION, credentials=credentials)
+        self._cleanup.push_async_callback(poller.close)
+        await poller.start()
+
+    def _queue_url(self, name: str) -> str:
+        return f"{self.gate.url}/{service_aws.ACCOUNT}/{name}"
+
+    def _build_environment(self) -> dict[str, str]:
+        """What every function sees: its settings, and AWS's own variables."""
+        keys = self.secrets["aws"]
+        return {
+            "HELIOGRAPH_STAGE": STAGE,
+            "HELIOGRAPH_REDIS_URL": self.redis_url,
+            "HELIOGRAPH_REDIS_MODE": "single",
+            "HELIOGRAPH_MONGODB_SECRET_ID": service_aws.SECRET_IDS["mongodb"],
+            "HELIOGRAPH_MONGODB_DATABASE": DATABASE,
+            "HELIOGRAPH_TOKEN_KEYS_SECRET_ID": service_aws.SECRET_IDS["token_keys"],
+            "HELIOGRAPH_TURN_SECRET_ID": service_aws.SECRET_IDS["turn"],
+            "HELIOGRAPH_FCM_SECRET_ID": service_aws.SECRET_IDS["fcm"],
+            "HELIOGRAPH_FCM_URL": self.push_stub.url,
+            "HELIOGRAPH_ISSUER": self.gateway.http_url,
+            "HELIOGRAPH_AUDIENCE": "heliograph",
+            "HELIOGRAPH_CONNECTIONS_URL": self.gateway.connections_url,
+            "HELIOGRAPH_MEDIA_BUCKET": service_aws.BUCKET,
+            "HELIOGRAPH_MEDIA_KMS_KEY_ID": service_aws.KEY_ALIAS,
+            "HELIOGRAPH_NOTIFICATIONS_QUEUE_URL": self._queue_url("notifications"),
+            "HELIOGRAPH_TURN_URLS": f"turn:{HOST}:{self.ports['relay']}?transport=udp",
+            "HELIOGRAPH_TURN_REALM": REALM,
+            "AWS_REGION": service_aws.REGION,
+            "AWS_ACCESS_KEY_ID": keys["access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": keys["secret_access_key"],
+            **{f"AWS_ENDPOINT_URL_{name}": self.gate.url for name in ("S3", "SQS", "SECRETS_MANAGER", "KMS")},
+        }
+
+    def _build_endpoints(self, users: list[dict[str, str]]) -> dict[str, Any]:
+        relay = {"url": f"turn:{HOST}:{self.ports['relay']}", "host": HOST, "port": self.ports["relay"], "realm": REALM}
+        return {
+            "rest_url": self.gateway.http_url,
+            "socket_url": self.gateway.socket_url,
+            "connections_url": self.gateway.connections_url,
+            **{f"{name}_url": self.gate.url for name in ("s3", "sqs", "secrets_manager", "kms")},
+            "notifications_queue_url": self._queue_url("notifications"),
+            "dead_letter_queue_url": self._queue_url("notifications-dead"),
+            "media_bucket": service_aws.BUCKET,
+            "aws": {"region": service_aws.REGION, **self.secrets["aws"]},
+            "relay": {**relay, "stats_url": f"http://{HOST}:{self.ports['relay_stats']}/"},
+            "push_stub_url": self.push_stub.url,
+            "redis_url": self.redis_url,
+            "mongodb_uri": self.mongodb_uri,
+            "mongodb_database": DATABASE,
+            "log_dir": str(self.data_dir / "logs"),
+            "users": users,
+        }
+
+    def pids(self) -> dict[str, Any]:
+        """This process, its children by name, and the living workers of each function."""
+        return {"stack": os.getpid(), **self.supervisor.pids(), "functions": {} if self.in_process else self.lambdas.pids()}
+
+    def _publish(self) -> None:
+        self.endpoints["pids"] = self.pids()
+        write_private_json(self.endpoints_file, self.endpoints)
+
+    async def _keep_published(self) -> None:
+        """Workers come and go; the file follows within a second."""
+        while True:
+            await asyncio.sleep(1)
+            if self.endpoints["pids"] != self.pids():
+                self._publish()
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Any:
+    """Hold the folder: the lock goes with the process, however it ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError(f"Heliograph already runs in {path.parent}; end it, or choose another folder with --data.") from None
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _first_failure() -> AsyncIterator[None]:
+    """One sentence instead of an exception group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        failure: BaseException = group
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+        raise failure from None
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
