@@ -220,6 +220,15 @@ async def test_a_client_that_came_back_joins_its_rooms_and_hands_out_what_it_mis
     assert event.body["text"] == "while you were away"
 
 
+async def test_a_device_that_was_replaced_does_not_fight_its_successor(script: Script) -> None:
+    async with online(script, timeout_s=0.3) as client:
+        await post(script.sockets[0], "closed", {"reason": "connected_elsewhere"})
+        await script.sockets[0].close()
+        with pytest.raises(TimedOutError, match="not connected"):
+            await client.set_presence("online")
+    assert len(script.sockets) == 1
+
+
 async def test_pings_keep_the_rooms_alive_and_name_the_position(script: Script) -> None:
     script.heartbeat_s = 0.1
     room_id = make_id("room")

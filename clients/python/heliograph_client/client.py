@@ -76,6 +76,7 @@ class Client:
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._online = asyncio.Event()
         self._is_closing = False
+        self._is_replaced = False
         self._client_seq = 0
         self._waiting: dict[str, asyncio.Future[Ack]] = {}
         self._positions: dict[str, tuple[str, int]] = {}  # room_id -> (epoch, offset) of the newest event seen
@@ -166,6 +167,8 @@ class Client:
         async for message in socket:
             frame = parse_frame(message.data) if message.type is aiohttp.WSMsgType.TEXT else None
             if isinstance(frame, Event):
+                if frame.event == "closed":
+                    self._is_replaced = True  # this device opened another socket elsewhere: coming back would only fight it
                 if frame.event == "welcome" and not welcome.done():
                     welcome.set_result(frame.body)
                 self._inbox.put_nowait(frame)
@@ -196,7 +199,7 @@ class Client:
             pinging.cancel()
             await asyncio.gather(pinging, return_exceptions=True)
             attempt = 0
-            while not self._is_closing:
+            while not (self._is_closing or self._is_replaced):
                 await asyncio.sleep(backoff_s(attempt))
                 try:
                     await self._open()
@@ -206,7 +209,7 @@ class Client:
                     if isinstance(error, SignedOutError):
                         return
                     attempt += 1
-            if self._is_closing:
+            if self._is_closing or self._is_replaced:
                 return
 
     async def _ping(self) -> None:
@@ -299,7 +302,8 @@ class Client:
 
     async def _deliver(self, event: Event) -> None:
         if event.room_id and event.epoch and event.offset is not None:
-            self._positions[event.room_id] = (event.epoch, event.offset)
+            epoch, offset = self._positions.get(event.room_id, (event.epoch, 0))
+            self._positions[event.room_id] = (event.epoch, max(event.offset, offset) if epoch == event.epoch else event.offset)
         for subscription in list(self._subscriptions):
             subscription.put(event)
         for callback in self._callbacks.get(event.event, []):
