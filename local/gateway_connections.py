@@ -58,9 +58,8 @@ class ConnectionsApi:
                 return web.Response(status=204)
         return _refusal(403, "ForbiddenException", "Missing Authentication Token")
 
-    @staticmethod
-    async def _post(connection: Connection, body: bytes) -> web.Response:
-        if connection.is_congested:
+    async def _post(self, connection: Connection, body: bytes) -> web.Response:
+        if connection.waiting_bytes > self._limits.client_buffer_bytes:
             return _refusal(429, "LimitExceededException", "Too Many Requests")
         try:
             await connection.send(body)

@@ -41,10 +41,9 @@ class Connection:
     last_active_at_ms: int
 
     @property
-    def is_congested(self) -> bool:
-        """Whether the client does not read what it is sent."""
-        transport = self.socket.transport
-        return transport.get_write_buffer_size() > transport.get_write_buffer_limits()[1]
+    def waiting_bytes(self) -> int:
+        """What the client has been sent and has not read."""
+        return self.socket.transport.get_write_buffer_size()
 
     async def send(self, data: str | bytes) -> None:
         """One text message to the client; raises ConnectionClosed."""
@@ -85,7 +84,7 @@ class SocketApi:
             ping_interval=None,
             close_timeout=2,
             max_size=(self._limits.message_bytes, self._limits.frame_bytes),
-            write_limit=self._limits.client_buffer_bytes,
+            write_limit=self._limits.client_buffer_bytes + 2 * self._limits.message_bytes,  # refused with 429 before a send has to wait
         )
         port_found: int = next(iter(self._server.sockets)).getsockname()[1]
         return port_found
@@ -211,7 +210,8 @@ class SocketApi:
         self.connections.pop(handshake.connection_id, None)
         if "$disconnect" not in self._routes:
             return
-        code, reason = socket.close_code or 1006, socket.close_reason or ""
+        frame = socket.protocol.close_rcvd or socket.protocol.close_sent
+        code, reason = (int(frame.code), frame.reason) if frame else (1006, "")
         event = events.disconnect_event(handshake, _new_request_id(), code, reason, _now_ms())
         try:
             await asyncio.wait_for(self._invoke(self._routes["$disconnect"][0], event), self._limits.socket_timeout_s)

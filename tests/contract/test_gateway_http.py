@@ -7,8 +7,8 @@ import base64
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -47,10 +47,8 @@ class World:
 
     async def invoke(self, name: str, event: Any) -> object:
         self.events.append((name, event))
-        answer = self.answers.get(name, lambda _: {"statusCode": 200})(event)
-        if asyncio.iscoroutine(answer):
-            answer = await answer
-        return cast(object, answer)
+        answer: object = self.answers[name](event) if name in self.answers else {"statusCode": 200}
+        return await answer if isinstance(answer, Awaitable) else answer
 
     async def ask(self, method: str, path: str, **more: Any) -> tuple[int, str, Any]:
         async with self.session.request(method, self.url + path, **more) as response:
