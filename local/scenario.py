@@ -64,7 +64,7 @@ class Record:
         self.steps.append(step)
         try:
             yield step
-        except (HeliographError, aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (HeliographError, voice.NoSpeechError, aiohttp.ClientError, OSError, TimeoutError) as error:
             raise StepFailedError(f"{name}: {error or type(error).__name__}") from error
         finally:
             step["ms"] = round((loop.time() - started_s) * 1_000, 1)
@@ -134,6 +134,8 @@ async def run(endpoints: Mapping[str, Any], *, out: Path = Path("build/call.json
             record.failures.append(
                 f"The scenario did not end within {TIMEOUT_S:g} s; its last step was {record.steps[-1]['name'] if record.steps else 'none'}."
             )
+    if not console.is_terminal:
+        console.line()  # rich ends a live table with a line break only on a terminal
     for step in record.steps:
         step["ok"] = bool(step["ok"])
     result = {
@@ -202,6 +204,8 @@ async def _sign_in(endpoints: Mapping[str, Any], client: Client, login: str) -> 
 
 async def _arrive(cast: Cast) -> None:
     people = {"ana": cast.ana, "ben": cast.ben, "mallory": cast.mallory}
+    async with cast.record.step("find speech"):
+        await asyncio.gather(*(asyncio.to_thread(voice.speech, number) for number in (0, 1)))
     async with cast.record.step("sign in: ana, ben, and mallory of another tenant"):
         await asyncio.gather(*(_sign_in(cast.endpoints, client, login) for login, client in people.items()))
     async with cast.record.step("open three sockets"):
@@ -383,6 +387,7 @@ async def _throttle(cast: Cast, link: ShapedLink, calling: Call, answered: Call)
         "encoder_after": after,
         "heard_share_after": share,
         "pesq_wb_after": take["pesq_wb"],
+        "latency_ms_after": take["latency_ms"],
         "stats": calling.reports[-3:],
     }
 

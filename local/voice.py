@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import wave
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,15 @@ class NoSpeechError(RuntimeError):
     """Nothing on this machine can speak."""
 
 
+@cache
 def speech(voice: int = 0) -> Samples:
-    """At least 6 s of speech, mono 48 kHz within ±1; `voice` 0 and 1 are different recordings or texts."""
+    """At least 6 s of speech, mono 48 kHz within ±0.95, read-only; `voice` 0 and 1 are different recordings or texts. Raises NoSpeechError."""
     for find in (_alsa_speech, _espeak_speech, _espeakng_loader_speech):
         found = find(voice % 2)
         if found is not None and len(found) >= _LEAST_SPEECH_S * SAMPLE_RATE:
-            return found
+            scaled = found * min(1.0, 0.95 / float(np.max(np.abs(found))))
+            scaled.setflags(write=False)
+            return scaled
     raise NoSpeechError(MISSING)
 
 

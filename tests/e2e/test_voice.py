@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import shutil
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,26 @@ class Wire:
                 await call.handle(action, body)
 
 
+class TricklingWire(Wire):
+    """As a browser signals: descriptions without candidates, then one frame for each, then the end."""
+
+    async def request(self, action: str, room_id: str | None = None, body: Mapping[str, Any] | None = None, *, trace_id: str | None = None) -> None:
+        body = dict(body or {})
+        lines = body.get("sdp", "").splitlines()
+        trickled = [line[2:] for line in lines if line.startswith("a=candidate:")]
+        if trickled:
+            body["sdp"] = "".join(f"{line}\r\n" for line in lines if not line.startswith(("a=candidate:", "a=end-of-candidates")))
+        await super().request(action, room_id, body)
+        for candidate in [*trickled, ""] if trickled else []:
+            await super().request("candidate", room_id, {"candidate": candidate, "sdp_mid": "0", "sdp_m_line_index": 0})
+
+
 @contextlib.asynccontextmanager
-async def talking(**options: Any) -> AsyncIterator[tuple[Call, Call]]:
+async def talking(*, wire: type[Wire] = Wire, **options: Any) -> AsyncIterator[tuple[Call, Call]]:
     """Two connected calls; options for one side alone are prefixed ana_ or ben_."""
     shared = {name: value for name, value in options.items() if not name.startswith(("ana_", "ben_"))}
     own = {side: {name[4:]: value for name, value in options.items() if name.startswith(side)} for side in ("ana_", "ben_")}
-    wires = Wire(ANA), Wire(BEN)
+    wires = wire(ANA), wire(BEN)
     ana = Call(wires[0], "room_1", BEN, report_every_s=None, **shared, **own["ana_"])
     ben = Call(wires[1], "room_1", ANA, call_id=ana.call_id, report_every_s=None, **shared, **own["ben_"])
     deliveries = [asyncio.create_task(wires[0].deliver(ben)), asyncio.create_task(wires[1].deliver(ana))]
@@ -113,6 +128,30 @@ def test_the_meter_knows_perfect_speech_from_other_speech_and_from_silence() -> 
     assert voice.score(reference, np.zeros(0)) < 2
 
 
+@pytest.fixture
+def no_recordings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A machine without the clips of alsa-utils."""
+    monkeypatch.setattr(voice, "ALSA_FOLDER", tmp_path)
+    voice.speech.cache_clear()
+    yield
+    voice.speech.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng: apt-get install espeak-ng")
+def test_without_recordings_a_synthesiser_speaks(no_recordings: None) -> None:
+    first, second = voice.speech(0), voice.speech(1)
+    assert min(len(first), len(second)) >= 6 * SAMPLE_RATE
+    assert voice.score(first, first) > 4.5
+    assert voice.score(first, second) < 2
+
+
+def test_without_any_speech_one_sentence_names_the_command(no_recordings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    if importlib.util.find_spec("espeakng_loader") is None:
+        with pytest.raises(voice.NoSpeechError, match="apt-get install alsa-utils"):
+            voice.speech(0)
+
+
 def test_the_delay_meter_reads_a_known_delay() -> None:
     reference = voice.speech(0)
     received = voice.joined(np.zeros(4_800), reference)
@@ -128,6 +167,12 @@ async def test_speech_survives_a_direct_call() -> None:
     assert pesq_wb >= 4.2
     assert delay_ms < 250
     assert "available_bps" not in stats
+
+
+async def test_candidates_that_trickle_in_connect_a_call() -> None:
+    async with talking(wire=TricklingWire, ice_policy="all") as (ana, ben):
+        assert ana.selected_path() == {"local": "host", "remote": "host", "protocol": "udp"}
+        assert ben.selected_path() is not None
 
 
 async def test_speech_survives_the_relay_and_a_narrow_link_after_a_rung_change(turn_port: int) -> None:

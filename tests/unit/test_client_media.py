@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -129,3 +131,9 @@ def test_a_link_without_a_rate_only_delays() -> None:
 def test_losses_follow_their_share() -> None:
     direction = Direction(Shape(loss=0.2), random.Random(1))
     assert sum(direction.admit(100, 0.0) is None for _ in range(2_000)) == pytest.approx(400, rel=0.15)
+
+
+def test_the_client_imports_aiortc_only_when_somebody_calls() -> None:
+    program = "import sys, heliograph_client; print([name for name in ('aiortc', 'av', 'cffi', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
