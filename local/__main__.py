@@ -88,9 +88,9 @@ def _end_on_signal() -> None:
 
 async def make_call(endpoints: dict[str, Any], console: Console) -> int:
     """The main job, through the endpoints like anybody else."""
-    from local import scenario
-
     try:
+        from local import scenario
+
         return await scenario.run(endpoints, console=console)
     except Exception as error:
         print(f"The scenario itself failed: {type(error).__name__}: {error}", file=sys.stderr)

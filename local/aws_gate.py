@@ -158,7 +158,7 @@ class AwsGate:
             try:
                 await asyncio.wait_for(self.upstream_is_up.wait(), self._wait_s)
                 return await self._dispatch(request, incoming, signed)
-            except (TimeoutError, aiohttp.ClientConnectionError):
+            except (TimeoutError, aiohttp.ClientError):
                 raise Refused(503, "ServiceUnavailable", "Please reduce your request rate.") from None
         except Refused as refused:
             return _refusal(request, refused)
@@ -291,7 +291,7 @@ class _QueueSide:
         action = (incoming.header("x-amz-target") or "").removeprefix("AmazonSQS.")
         if not action:
             raise Refused(400, "InvalidAction", "This stand-in speaks the AWS JSON protocol of SQS only.")
-        fields: dict[str, Any] = json.loads(body or b"{}")
+        fields = _fields(body)
         queue = str(fields.get("QueueUrl", "")).rpartition("/")[2]
         if action in ("DeleteMessage", "ChangeMessageVisibility") and fields.get("ReceiptHandle") in self._stale:
             if action == "DeleteMessage":
@@ -363,6 +363,17 @@ class _QueueSide:
             self._handles.pop(each)
             self._stale.discard(each)
         self._journal.deleted(message_id)
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """The JSON object of a call."""
+    try:
+        fields = json.loads(body or b"{}")
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise Refused(400, "SerializationException", "The request body is not a JSON object.")
+    return fields
 
 
 async def _small_body(request: web.Request) -> bytes:

@@ -203,7 +203,7 @@ class Stack:
             "dead_letter_queue_url": self._queue_url("notifications-dead"),
             "media_bucket": service_aws.BUCKET,
             "aws": {"region": service_aws.REGION, **self.secrets["aws"]},
-            "relay": {**relay, "stats_url": f"http://{HOST}:{self.ports['relay_stats']}/"},
+            "relay": {**relay, "stats_url": f"http://{HOST}:{self.ports['relay_stats']}/allocations"},
             "push_stub_url": self.push_stub.url,
             "redis_url": self.redis_url,
             "mongodb_uri": self.mongodb_uri,

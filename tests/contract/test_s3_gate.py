@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -246,6 +247,26 @@ async def test_a_header_signed_request_is_verified_for_every_service(laptop: Lap
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
+TODAY = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+SCOPE = f"{KEY_ID}/{TODAY[:8]}/{REGION}/s3/aws4_request"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "query", "status", "code"),
+    [
+        (f"AWS4-HMAC-SHA256 Credential={SCOPE}, SignedHeaders=host, Signature=0", "", 400, "MissingSecurityHeader"),
+        ("AWS4-HMAC-SHA256 Credential=mine, SignedHeaders=host, Signature=0", "", 400, "AuthorizationHeaderMalformed"),
+        ("AWS4-HMAC-SHA256", "", 400, "AuthorizationHeaderMalformed"),
+        (f"AWS4-HMAC-SHA256 Credential={SCOPE}, SignedHeaders=host, Signature=0", "?X-Amz-Signature=0", 400, "InvalidArgument"),
+        ("AWS AKIAIOSFODNN7EXAMPLE:c2lnbmVkIGJ5IHZlcnNpb24gMg==", "", 400, "InvalidRequest"),
+        ("Bearer token", "", 400, "InvalidRequest"),
+    ],
+)
+async def test_a_malformed_authorization_is_named(laptop: Laptop, authorization: str, query: str, status: int, code: str) -> None:
+    headers = {"Authorization": authorization, "X-Amz-Date": TODAY}
+    assert (await answer(Request("GET", f"{laptop.gate.url}/{BUCKET}/k{query}", headers)))[:2] == (status, code)
+
+
 async def test_what_moto_alone_would_accept(laptop: Laptop) -> None:
     """The reason for the gate, kept honest: the day moto checks signatures itself this fails, and the gate may shrink."""
     request = await asyncio.to_thread(get, laptop)
@@ -331,6 +352,39 @@ async def test_everything_acknowledged_is_there_after_moto_was_killed(laptop: La
     assert secret["SecretString"] == '{"current": "t"}'
     described = await asyncio.to_thread(laptop.client("kms").describe_key, KeyId=service_aws.KEY_ALIAS)
     assert described["KeyMetadata"]["Enabled"]
+
+
+async def test_a_kill_under_load_loses_nothing_that_was_acknowledged(laptop: Laptop) -> None:
+    s3, sqs, prefix = laptop.client("s3"), laptop.client("sqs"), key("load")
+    objects: set[str] = set()
+    messages: set[str] = set()
+
+    def write(worker: int) -> None:
+        for number in range(40):
+            with contextlib.suppress(s3.exceptions.ClientError):
+                s3.put_object(Bucket=BUCKET, Key=f"{prefix}/{worker}-{number}", Body=f"{worker}-{number}".encode())
+                objects.add(f"{worker}-{number}")
+            with contextlib.suppress(sqs.exceptions.ClientError):
+                messages.add(sqs.send_message(QueueUrl=laptop.queue_url(), MessageBody=f"{worker}-{number}")["MessageId"])
+
+    writers = asyncio.gather(*(asyncio.to_thread(write, worker) for worker in range(4)))
+    await asyncio.sleep(0.3)
+    os.kill(laptop.supervisor.pids()["moto"], 9)
+    await writers
+    await laptop.supervisor.wait_until_ready("moto", 10)
+
+    def read_all() -> tuple[set[str], set[str]]:
+        listed = s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+        bodies = {s3.get_object(Bucket=BUCKET, Key=each["Key"])["Body"].read().decode() for each in listed}
+        received: set[str] = set()
+        while batch := sqs.receive_message(QueueUrl=laptop.queue_url(), MaxNumberOfMessages=10).get("Messages"):
+            received |= {each["MessageId"] for each in batch}
+        return bodies, received
+
+    found_objects, found_messages = await asyncio.to_thread(read_all)
+    assert len(objects) > 100
+    assert objects <= found_objects
+    assert messages <= found_messages
 
 
 async def test_batches_and_dead_letters_keep_their_place_over_a_kill(laptop: Laptop) -> None:
