@@ -16,6 +16,7 @@ from adapters import migrations_mongo, mongo_client, redis_client
 from local import service_mongo, service_redis
 from local.services import choose_ports
 from local.supervisor import Supervisor
+from tests.running import RunningStack, running_stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +69,10 @@ def redis_server(stores: Stores) -> Iterator[Any]:
 def tenant_id() -> str:
     """A tenant of this test's own: tests share the servers, not the data."""
     return "t-" + secrets.token_hex(6)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """The whole product, up for the whole run."""
+    with running_stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
