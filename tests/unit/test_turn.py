@@ -1,0 +1,698 @@
+"""The TURN server's rules, one by one. `s` numbers are RFC 8656's unless another RFC is named."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heliograph.ice import TurnSecrets, turn_key, turn_password, turn_username
+from media_fleet.stun import Address, Attribute, Class, Message, Method, attributes, parse
+from media_fleet.turn import (
+    CloseRelay,
+    Credentials,
+    FiveTuple,
+    OpenRelay,
+    PeerPolicy,
+    SendToClient,
+    SendToPeer,
+    TurnServer,
+    TurnSettings,
+    shared_secrets,
+    static_users,
+)
+
+REALM, HOST, NOW = "heliograph", "52.1.2.3", 1_800_000_000.0
+PEER, OTHER = ("8.8.8.8", 5000), ("9.9.9.9", 5000)
+USERS = static_users({"ann": "pass", "bob": "word"}, REALM)
+Fields = tuple[tuple[Attribute[Any], Any], ...]
+UDP: Fields = ((attributes.REQUESTED_TRANSPORT, 17),)
+
+
+def _random() -> Any:
+    numbers = itertools.count(1)
+    return lambda count: (next(numbers) * 0x9E3779B97F4A7C15).to_bytes(32, "big")[-8:].ljust(count, b"\x5a") if count != 64 else _draws(next(numbers))
+
+
+def _draws(number: int) -> bytes:
+    return b"".join((number * 1000 + at * 7).to_bytes(4, "big") for at in range(16))
+
+
+class Laptop:
+    """A TURN server without sockets: relay sockets open at once, `opens` says whether they do."""
+
+    def __init__(self, credentials: Credentials = USERS, peers: PeerPolicy | None = None, **changes: Any) -> None:
+        self.server = TurnServer(TurnSettings(**{"realm": REALM, "relay_host": HOST, **changes}), credentials, _random(), peers)
+        self.opens = True
+        self.open_ports: set[int] = set()
+        self.to_peers: list[SendToPeer] = []
+
+    def receive(self, data: bytes, five_tuple: FiveTuple, now: float) -> list[SendToClient]:
+        return self.perform(self.server.receive(data, five_tuple, now), now)
+
+    def perform(self, effects: Any, now: float) -> list[SendToClient]:
+        sent: list[SendToClient] = []
+        for effect in effects:
+            if isinstance(effect, OpenRelay):
+                port = effect.ports[0] if self.opens else None
+                if port:
+                    self.open_ports.add(port)
+                sent += self.perform(self.server.relay_opened(effect.five_tuple, port, now), now)
+            elif isinstance(effect, CloseRelay):
+                self.open_ports.remove(effect.port)
+            elif isinstance(effect, SendToPeer):
+                self.to_peers.append(effect)
+            else:
+                sent.append(effect)
+        return sent
+
+
+class Client:
+    """One five-tuple with credentials; it learns its nonce from the first 401."""
+
+    ids = itertools.count(1)
+
+    def __init__(self, laptop: Laptop, username: str = "ann", password: str = "pass", port: int = 40_000) -> None:  # noqa: S107
+        self.laptop, self.username = laptop, username
+        self.five_tuple: FiveTuple = (("198.51.100.7", port), ("10.0.0.1", 3478), "udp")
+        self.key = turn_key(username, REALM, password)
+        self.nonce: bytes | None = None
+        self.last = b""
+
+    def ask(self, method: Method, fields: Fields = (), now: float = NOW, data: bytes | None = None) -> Message:
+        if self.nonce is None:
+            challenge = self.exchange(self.plain(Method.ALLOCATE), now)
+            self.nonce = challenge.get(attributes.NONCE)
+        self.last = data or self.signed(method, fields)
+        return self.exchange(self.last, now)
+
+    def signed(self, method: Method, fields: Fields = (), key: bytes | None = None) -> bytes:
+        own: Fields = ((attributes.USERNAME, self.username), (attributes.REALM, REALM), (attributes.NONCE, self.nonce or b""))
+        return Message(method, Class.REQUEST, self.next_id(), (*fields, *own)).serialize(key or self.key)
+
+    def plain(self, method: Method, fields: Fields = ()) -> bytes:
+        return Message(method, Class.REQUEST, self.next_id(), fields).serialize()
+
+    def next_id(self) -> bytes:
+        return next(self.ids).to_bytes(12, "big")
+
+    def exchange(self, data: bytes, now: float = NOW) -> Message:
+        answers = self.laptop.receive(data, self.five_tuple, now)
+        assert len(answers) == 1, f"one answer expected, got {answers}"
+        assert answers[0].five_tuple == self.five_tuple
+        message = parse(answers[0].data)
+        assert message.transaction_id == data[8:20]
+        return message
+
+    def silence(self, data: bytes, now: float = NOW) -> None:
+        before = len(self.laptop.to_peers)
+        assert self.laptop.receive(data, self.five_tuple, now) == []
+        assert len(self.laptop.to_peers) == before
+
+    def allocate(self, now: float = NOW, fields: Fields = ()) -> Address:
+        answer = self.ask(Method.ALLOCATE, (*UDP, *fields), now)
+        assert code(answer) is None, code(answer)
+        assert answer.is_signed_by(self.key)
+        relayed = answer.get(attributes.XOR_RELAYED_ADDRESS)
+        assert relayed is not None
+        return relayed
+
+    def permit(self, *peers: Address, now: float = NOW) -> Message:
+        return self.ask(Method.CREATE_PERMISSION, tuple((attributes.XOR_PEER_ADDRESS, peer) for peer in peers), now)
+
+    def bind(self, number: int, peer: Address, now: float = NOW) -> Message:
+        return self.ask(Method.CHANNEL_BIND, ((attributes.CHANNEL_NUMBER, number), (attributes.XOR_PEER_ADDRESS, peer)), now)
+
+    def refresh(self, lifetime_s: int | None, now: float = NOW) -> Message:
+        return self.ask(Method.REFRESH, () if lifetime_s is None else ((attributes.LIFETIME, lifetime_s),), now)
+
+    def send(self, data: bytes, peer: Address, now: float = NOW, fields: Fields = ()) -> None:
+        values: Fields = ((attributes.XOR_PEER_ADDRESS, peer), (attributes.DATA, data), *fields)
+        assert self.laptop.receive(Message(Method.SEND, Class.INDICATION, self.next_id(), values).serialize(), self.five_tuple, now) == []
+
+
+def code(message: Message) -> int | None:
+    error = message.get(attributes.ERROR_CODE)
+    assert (message.message_class is Class.ERROR) == (error is not None)
+    return None if error is None else error.code
+
+
+def kept(server: TurnServer) -> int:
+    """How many entries the server's tables of the living have."""
+    return sum(map(len, (server._allocations, server._pending, server._by_port, server._deadlines, server._per_account)))
+
+
+def channel_data(number: int, data: bytes) -> bytes:
+    return number.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
+
+
+@pytest.fixture
+def laptop() -> Laptop:
+    return Laptop()
+
+
+@pytest.fixture
+def ann(laptop: Laptop) -> Client:
+    return Client(laptop)
+
+
+# Binding
+
+
+def test_a_binding_request_is_answered_with_the_source_address_and_without_authentication(ann: Client) -> None:
+    answer = ann.exchange(Message(Method.BINDING, Class.REQUEST, ann.next_id()).serialize(fingerprint=True))
+    assert answer.get(attributes.XOR_MAPPED_ADDRESS) == ann.five_tuple[0]
+    assert answer.has_fingerprint
+
+
+def test_a_binding_request_with_an_unknown_required_attribute_gets_420_rfc_8489_s6_3_1(ann: Client) -> None:
+    strange: Attribute[bytes] = Attribute(0x7001, "X", lambda value, _: value, lambda data, _: data)
+    answer = ann.exchange(ann.plain(Method.BINDING, ((strange, b""),)))
+    assert (code(answer), answer.get(attributes.UNKNOWN_ATTRIBUTES)) == (420, (0x7001,))
+
+
+# Authentication, RFC 8489 s9.2.4
+
+
+@pytest.mark.parametrize("method", [Method.ALLOCATE, Method.REFRESH, Method.CREATE_PERMISSION, Method.CHANNEL_BIND])
+def test_without_integrity_every_request_gets_401_with_realm_and_nonce(ann: Client, method: Method) -> None:
+    answer = ann.exchange(ann.plain(method, UDP))
+    assert code(answer) == 401
+    assert answer.get(attributes.REALM) == REALM
+    assert answer.get(attributes.NONCE)
+    assert answer.integrity is None
+
+
+@pytest.mark.parametrize("missing", [attributes.USERNAME, attributes.REALM, attributes.NONCE])
+def test_integrity_without_username_realm_or_nonce_gets_400(ann: Client, missing: Attribute[Any]) -> None:
+    ann.ask(Method.REFRESH)
+    whole = parse(ann.last)
+    less = Message(whole.method, whole.message_class, ann.next_id(), tuple(item for item in whole.attributes if item[0] is not missing))
+    assert code(ann.exchange(less.serialize(ann.key))) == 400
+    assert code(ann.exchange(whole.serialize(ann.key))) == 437  # the twin passes authentication
+
+
+def test_an_unknown_user_and_a_wrong_password_get_401_and_the_right_one_passes(laptop: Laptop) -> None:
+    for username, password in (("eve", "pass"), ("ann", "guess"), ("", "")):
+        refused = Client(laptop, username, password).ask(Method.ALLOCATE, UDP)
+        assert code(refused) == 401
+        assert refused.get(attributes.NONCE)
+        assert refused.integrity is None
+    Client(laptop).allocate()
+
+
+def test_a_bad_password_is_told_before_a_stale_nonce(ann: Client) -> None:
+    ann.nonce = b"made up"
+    assert code(ann.exchange(ann.signed(Method.ALLOCATE, UDP, key=b"wrong"))) == 401
+    assert code(ann.exchange(ann.signed(Method.ALLOCATE, UDP))) == 438
+
+
+def test_a_nonce_is_good_for_an_hour_and_then_438_brings_a_fresh_one(ann: Client) -> None:
+    ann.ask(Method.REFRESH)
+    assert code(ann.ask(Method.ALLOCATE, UDP, NOW + 3600)) is None
+    stale = ann.ask(Method.REFRESH, (), NOW + 3602)
+    assert code(stale) == 438
+    assert stale.get(attributes.REALM) == REALM
+    assert stale.integrity is None
+    ann.nonce = stale.get(attributes.NONCE)
+    assert code(ann.refresh(600, NOW + 3602)) is None
+
+
+def test_a_nonce_is_bound_to_its_source_address_and_port(laptop: Laptop, ann: Client) -> None:
+    ann.ask(Method.REFRESH)
+    neighbour = Client(laptop, port=40_001)
+    neighbour.nonce = ann.nonce
+    assert code(neighbour.ask(Method.ALLOCATE, UDP)) == 438
+    assert code(ann.ask(Method.ALLOCATE, UDP)) is None
+
+
+def test_each_allocate_a_second_later_gets_another_nonce_s5(ann: Client) -> None:
+    nonces = {ann.exchange(ann.plain(Method.ALLOCATE, UDP), NOW + second).get(attributes.NONCE) for second in range(3)}
+    assert len(nonces) == 3
+
+
+@pytest.mark.parametrize("nonce", [b"", b"zzzzzzzz" + b"0" * 16, b"0" * 24, b"\xff" * 24, b"0" * 700])
+def test_a_forged_nonce_gets_438_and_never_raises(ann: Client, nonce: bytes) -> None:
+    ann.nonce = nonce
+    assert code(ann.exchange(ann.signed(Method.ALLOCATE, UDP))) == 438
+
+
+def test_nothing_is_kept_about_a_client_before_it_has_authenticated(laptop: Laptop) -> None:
+    for port in range(20_000, 20_200):
+        stranger = Client(laptop, "ann", "guess", port)
+        stranger.ask(Method.ALLOCATE, UDP)
+        stranger.exchange(stranger.plain(Method.CREATE_PERMISSION))
+    assert kept(laptop.server) == 0
+    assert laptop.server.allocations() == []
+
+
+def test_an_answer_before_authentication_is_no_amplifier(ann: Client) -> None:
+    for request in (ann.plain(Method.ALLOCATE, UDP), ann.plain(Method.BINDING)):
+        answer = ann.laptop.receive(request, ann.five_tuple, NOW)[0].data
+        assert len(answer) <= 4 * len(request)
+
+
+def test_unknown_required_attributes_get_420_after_authentication_and_the_answer_is_signed(ann: Client) -> None:
+    strange: Attribute[bytes] = Attribute(0x7001, "X", lambda value, _: value, lambda data, _: data)
+    assert code(ann.exchange(ann.plain(Method.ALLOCATE, (*UDP, (strange, b""))))) == 401
+    answer = ann.ask(Method.ALLOCATE, (*UDP, (strange, b"")))
+    assert (code(answer), answer.get(attributes.UNKNOWN_ATTRIBUTES)) == (420, (0x7001,))
+    assert answer.is_signed_by(ann.key)
+
+
+def test_an_expired_credential_gets_401_and_both_secrets_pass_until_then() -> None:
+    secrets = TurnSecrets("new", "old")
+    laptop = Laptop(shared_secrets(lambda: secrets, REALM))
+    name = turn_username(int(NOW) + 60, "acc_1", "dev_1")
+    for port, secret, now, expected in ((1, "new", NOW + 59, None), (2, "old", NOW + 59, None), (3, "older", NOW + 59, 401), (4, "new", NOW + 60, 401)):
+        assert code(Client(laptop, name, turn_password(secret, name), port).ask(Method.ALLOCATE, UDP, now)) == expected, secret
+    assert code(Client(laptop, "ann", "pass", 5).ask(Method.ALLOCATE, UDP)) == 401
+    assert {usage.account_id for usage in laptop.server.allocations()} == {"acc_1"}
+
+
+def test_a_live_allocation_outlives_its_credential_for_a_day_and_no_longer() -> None:
+    name = turn_username(int(NOW) + 60, "acc_1", "dev_1")
+    laptop = Laptop(shared_secrets(lambda: TurnSecrets("s"), REALM), nonce_lifetime_s=10**6)
+    client = Client(laptop, name, turn_password("s", name))
+    client.allocate()
+    for now in range(int(NOW), int(NOW) + 86_400, 3_000):
+        assert code(client.refresh(3600, now)) is None
+    assert code(client.refresh(3600, NOW + 86_400)) == 401
+    assert code(Client(laptop, name, turn_password("s", name), 9).ask(Method.ALLOCATE, UDP, NOW + 61)) == 401
+
+
+# Allocate, s7.2
+
+
+def test_an_allocation_answers_with_its_relayed_address_the_source_and_a_lifetime(ann: Client) -> None:
+    answer = ann.ask(Method.ALLOCATE, UDP)
+    relayed = answer.get(attributes.XOR_RELAYED_ADDRESS)
+    assert relayed is not None
+    assert relayed[0] == HOST
+    assert 49_152 <= relayed[1] <= 65_535
+    assert ann.laptop.open_ports == {relayed[1]}
+    assert answer.get(attributes.XOR_MAPPED_ADDRESS) == ann.five_tuple[0]
+    assert answer.get(attributes.LIFETIME) == 600
+    assert answer.is_signed_by(ann.key)
+
+
+def test_a_retransmitted_allocate_gets_the_same_success_and_a_new_one_437_s7_2_2(ann: Client) -> None:
+    first = ann.ask(Method.ALLOCATE, UDP)
+    assert ann.exchange(ann.last, NOW + 1) == first
+    assert code(ann.ask(Method.ALLOCATE, UDP)) == 437
+    assert len(ann.laptop.open_ports) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((), 400),  # (3)
+        (((attributes.REQUESTED_TRANSPORT, 6),), 442),  # (3)
+        ((*UDP, (attributes.DONT_FRAGMENT, b"")), 420),  # (4)
+        ((*UDP, (attributes.RESERVATION_TOKEN, b"12345678"), (attributes.EVEN_PORT, 0)), 400),  # (5)
+        ((*UDP, (attributes.RESERVATION_TOKEN, b"12345678"), (attributes.REQUESTED_ADDRESS_FAMILY, 1)), 400),  # (5)
+        ((*UDP, (attributes.RESERVATION_TOKEN, b"12345678")), 508),  # (5)
+        ((*UDP, (attributes.REQUESTED_ADDRESS_FAMILY, 1), (attributes.ADDITIONAL_ADDRESS_FAMILY, 2)), 400),  # (6)
+        ((*UDP, (attributes.REQUESTED_ADDRESS_FAMILY, 2)), 440),  # (7)
+        ((*UDP, (attributes.REQUESTED_ADDRESS_FAMILY, 9)), 440),  # (7)
+        ((*UDP, (attributes.EVEN_PORT, 0x80)), 508),  # (8)
+        ((*UDP, (attributes.EVEN_PORT, 0x80), (attributes.ADDITIONAL_ADDRESS_FAMILY, 2)), 400),  # (8)
+        ((*UDP, (attributes.ADDITIONAL_ADDRESS_FAMILY, 1)), 400),  # (9)
+        ((*UDP, (attributes.REQUESTED_ADDRESS_FAMILY, 1)), None),
+        ((*UDP, (attributes.EVEN_PORT, 0)), None),
+        ((*UDP, (attributes.ADDITIONAL_ADDRESS_FAMILY, 2)), None),
+    ],
+)
+def test_allocate_checks_its_attributes_in_the_order_of_s7_2(ann: Client, fields: Fields, expected: int | None) -> None:
+    answer = ann.ask(Method.ALLOCATE, fields)
+    assert code(answer) == expected
+    assert answer.is_signed_by(ann.key)
+    assert bool(ann.laptop.open_ports) == (expected is None)
+
+
+def test_even_port_gives_an_even_port(laptop: Laptop) -> None:
+    ports = [Client(laptop, port=port).allocate(fields=((attributes.EVEN_PORT, 0),))[1] for port in range(1, 20)]
+    assert all(port % 2 == 0 for port in ports)
+    assert len(set(ports)) == len(ports)
+
+
+@pytest.mark.parametrize(("asked", "granted"), [(None, 600), (0, 600), (10, 600), (601, 601), (3600, 3600), (2**32 - 1, 3600)])
+def test_a_lifetime_is_at_least_the_default_and_at_most_an_hour_s7_2(ann: Client, asked: int | None, granted: int) -> None:
+    fields: Fields = () if asked is None else ((attributes.LIFETIME, asked),)
+    assert ann.ask(Method.ALLOCATE, (*UDP, *fields)).get(attributes.LIFETIME) == granted
+
+
+def test_the_quota_counts_by_account_and_a_deleted_allocation_gives_its_place_back() -> None:
+    laptop = Laptop(allocations_per_account=2)
+    clients = [Client(laptop, port=port) for port in (1, 2, 3)]
+    clients[0].allocate()
+    clients[1].allocate()
+    assert code(clients[2].ask(Method.ALLOCATE, UDP)) == 486
+    Client(laptop, "bob", "word", 4).allocate()
+    clients[0].refresh(0)
+    clients[2].allocate()
+
+
+def test_a_full_server_answers_508_and_so_does_one_whose_ports_are_taken() -> None:
+    laptop = Laptop(max_allocations=1)
+    laptop.opens = False
+    assert code(Client(laptop, port=1).ask(Method.ALLOCATE, UDP)) == 508
+    assert not laptop.server._per_account
+    laptop.opens = True
+    Client(laptop, port=2).allocate()
+    assert code(Client(laptop, port=3).ask(Method.ALLOCATE, UDP)) == 508
+
+
+def test_a_draining_server_takes_no_allocation_and_serves_the_ones_it_has(laptop: Laptop, ann: Client) -> None:
+    ann.allocate()
+    laptop.server.is_draining = True
+    assert code(Client(laptop, port=2).ask(Method.ALLOCATE, UDP)) == 508
+    assert code(ann.refresh(600)) is None
+
+
+# Refresh, s8.2
+
+
+def test_refresh_extends_and_zero_deletes(laptop: Laptop, ann: Client) -> None:
+    ann.allocate()
+    assert ann.refresh(1200, NOW + 500).get(attributes.LIFETIME) == 1200
+    assert laptop.server.next_deadline() == NOW + 1700
+    assert ann.refresh(0, NOW + 600).get(attributes.LIFETIME) == 0
+    assert laptop.open_ports == set()
+    assert code(ann.refresh(0, NOW + 600)) == 437
+
+
+def test_refresh_of_another_family_gets_443_s8_2(ann: Client) -> None:
+    ann.allocate()
+    assert code(ann.ask(Method.REFRESH, ((attributes.REQUESTED_ADDRESS_FAMILY, 2),))) == 443
+    assert code(ann.ask(Method.REFRESH, ((attributes.REQUESTED_ADDRESS_FAMILY, 1),))) is None
+
+
+def test_without_an_allocation_requests_get_437_and_data_gets_silence_s5(ann: Client) -> None:
+    assert code(ann.refresh(600)) == 437
+    assert code(ann.permit(PEER)) == 437
+    assert code(ann.bind(0x4000, PEER)) == 437
+    ann.silence(channel_data(0x4000, b"x"))
+    ann.send(b"x", PEER)
+    assert ann.laptop.to_peers == []
+
+
+def test_another_user_on_an_allocation_gets_441_s5(laptop: Laptop, ann: Client) -> None:
+    ann.allocate()
+    bob = Client(laptop, "bob", "word")
+    for answer in (bob.refresh(0), bob.permit(PEER), bob.bind(0x4000, PEER)):
+        assert code(answer) == 441
+        assert answer.is_signed_by(bob.key)
+    assert code(bob.ask(Method.ALLOCATE, UDP)) == 437
+    assert code(ann.refresh(600)) is None
+
+
+def test_a_killed_client_leaves_nothing_after_its_lifetime(laptop: Laptop, ann: Client) -> None:
+    ann.allocate()
+    ann.bind(0x4000, PEER)
+    assert laptop.server.next_deadline() == NOW + 600
+    laptop.perform(laptop.server.tick(NOW + 599.9), NOW + 599.9)
+    assert len(laptop.open_ports) == 1
+    laptop.perform(laptop.server.tick(NOW + 600), NOW + 600)
+    assert laptop.open_ports == set()
+    assert kept(laptop.server) == 0
+    assert laptop.server.next_deadline() is None
+    assert [usage.ended_at_ms for usage in laptop.server.allocations()] == [int((NOW + 600) * 1000)]
+
+
+def test_an_expired_allocation_is_gone_even_before_the_tick(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate()[1]
+    ann.bind(0x4000, PEER)
+    ann.bind(0x4000, PEER, NOW + 590)
+    ann.silence(channel_data(0x4000, b"x"), NOW + 600)
+    assert laptop.server.receive_from_peer(b"x", port, PEER, NOW + 600) == []
+    assert ann.allocate(NOW + 600)[0] == HOST
+    assert len(laptop.open_ports) == 1
+
+
+# Permissions, s9 to s11
+
+
+def test_a_permission_is_by_address_only_and_lasts_300_seconds(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate()[1]
+    assert laptop.server.receive_from_peer(b"hello", port, PEER, NOW) == []
+    assert code(ann.permit((PEER[0], 1))) is None
+    (effect,) = laptop.server.receive_from_peer(b"hello", port, PEER, NOW + 299.9)
+    assert isinstance(effect, SendToClient)
+    indication = parse(effect.data)
+    assert (indication.method, indication.message_class) == (Method.DATA, Class.INDICATION)
+    assert indication.get(attributes.XOR_PEER_ADDRESS) == PEER
+    assert indication.get(attributes.DATA) == b"hello"
+    assert effect.five_tuple == ann.five_tuple
+    assert laptop.server.receive_from_peer(b"hello", port, OTHER, NOW) == []
+    assert laptop.server.receive_from_peer(b"hello", port, PEER, NOW + 300) == []
+
+
+def test_a_send_indication_needs_a_permission_and_does_not_refresh_it_s11_2(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate()[1]
+    ann.send(b"early", PEER)
+    ann.permit(PEER)
+    for now in (NOW, NOW + 299):
+        ann.send(b"data", PEER, now)
+    ann.send(b"late", PEER, NOW + 300)
+    assert laptop.to_peers == [SendToPeer(port, b"data", PEER)] * 2
+
+
+def test_a_send_indication_may_be_empty_and_is_silent_when_incomplete_or_not_understood(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate()[1]
+    ann.permit(PEER)
+    ann.send(b"", PEER)
+    assert laptop.to_peers == [SendToPeer(port, b"", PEER)]
+    strange: Attribute[bytes] = Attribute(0x7001, "X", lambda value, _: value, lambda data, _: data)
+    ann.send(b"x", PEER, fields=((strange, b""),))
+    ann.send(b"x", PEER, fields=((attributes.DONT_FRAGMENT, b""),))
+    for fields in ((), ((attributes.DATA, b"x"),), ((attributes.XOR_PEER_ADDRESS, PEER),)):
+        ann.silence(Message(Method.SEND, Class.INDICATION, ann.next_id(), fields).serialize())
+    assert len(laptop.to_peers) == 1
+
+
+def test_create_permission_is_all_or_nothing(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate()[1]
+    assert code(ann.permit()) == 400
+    assert code(ann.permit(PEER, ("10.0.0.1", 1))) == 403
+    assert code(ann.permit(PEER, ("2606:4700::1111", 1))) == 443
+    assert laptop.server.receive_from_peer(b"x", port, PEER, NOW) == []
+    assert code(ann.permit(PEER, OTHER)) is None
+    assert len(laptop.server.receive_from_peer(b"x", port, OTHER, NOW)) == 1
+
+
+def test_an_unreadable_peer_address_gets_400(ann: Client) -> None:
+    ann.allocate()
+    raw: Attribute[bytes] = Attribute(attributes.XOR_PEER_ADDRESS.type, "XOR-PEER-ADDRESS", lambda value, _: value, lambda data, _: data)
+    assert code(ann.ask(Method.CREATE_PERMISSION, ((raw, b"\x00\x03\x00\x00" + bytes(4)),))) == 400
+
+
+def test_permissions_and_channels_are_bounded_and_expired_ones_make_room() -> None:
+    laptop = Laptop(max_permissions=4, max_channels=2)
+    ann = Client(laptop)
+    ann.allocate()
+    assert code(ann.permit(*((f"8.8.8.{number}", 1) for number in range(4)))) is None
+    assert code(ann.permit(("8.8.4.4", 1))) == 508
+    assert code(ann.bind(0x4000, ("8.8.4.4", 1))) == 508
+    assert code(ann.bind(0x4000, ("8.8.8.0", 1))) is None
+    assert code(ann.bind(0x4001, ("8.8.8.0", 2))) is None
+    assert code(ann.bind(0x4002, ("8.8.8.0", 3))) == 508
+    assert code(ann.permit(("8.8.4.4", 1), now=NOW + 300)) is None
+
+
+# Forbidden peers, s21.2.2, s21.4
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "10.1.2.3", "169.254.169.254", "224.0.0.1", "255.255.255.255"])
+def test_a_forbidden_peer_gets_403_for_permission_and_channel_and_silence_for_send(laptop: Laptop, ann: Client, host: str) -> None:
+    ann.allocate()
+    assert code(ann.permit((host, 80))) == 403
+    assert code(ann.bind(0x4000, (host, 80))) == 403
+    ann.send(b"x", (host, 80))
+    assert laptop.to_peers == []
+    assert code(ann.bind(0x4000, PEER)) is None
+
+
+@pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::ffff:8.8.8.8", "::1", "::", "2001::1", "2002:7f00:1::", "fd00:ec2::254"])
+def test_on_an_ipv6_relay_loopback_by_any_name_teredo_and_6to4_get_403(host: str) -> None:
+    laptop = Laptop(relay_host="2a05:d018::1")
+    ann = Client(laptop)
+    ann.allocate(fields=((attributes.REQUESTED_ADDRESS_FAMILY, 2),))
+    assert code(ann.permit((host, 80))) == 403
+    assert code(ann.bind(0x4000, (host, 80))) == 403
+    ann.send(b"x", (host, 80))
+    assert laptop.to_peers == []
+    assert code(ann.bind(0x4000, ("2606:4700::1111", 80))) is None
+
+
+def test_on_an_ipv4_relay_a_mapped_loopback_gets_443_and_reaches_nothing(laptop: Laptop, ann: Client) -> None:
+    ann.allocate()
+    assert code(ann.permit(("::ffff:127.0.0.1", 80))) == 443
+    assert code(ann.bind(0x4000, ("::ffff:127.0.0.1", 80))) == 443
+    ann.send(b"x", ("::ffff:127.0.0.1", 80))
+    assert laptop.to_peers == []
+
+
+# Channels, s12
+
+
+def test_a_channel_carries_data_both_ways_and_lasts_600_seconds(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate(fields=((attributes.LIFETIME, 3600),))[1]
+    assert code(ann.bind(0x4000, PEER)) is None
+    assert ann.laptop.receive(channel_data(0x4000, b"up"), ann.five_tuple, NOW + 599) == []
+    assert laptop.to_peers == [SendToPeer(port, b"up", PEER)]
+    ann.silence(channel_data(0x4000, b"late"), NOW + 600)
+    (effect,) = laptop.server.receive_from_peer(b"down", port, PEER, NOW + 299)
+    assert effect == SendToClient(channel_data(0x4000, b"down"), ann.five_tuple)
+
+
+def test_channel_data_refreshes_neither_channel_nor_permission_and_a_new_bind_does_both_s12_6(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate(fields=((attributes.LIFETIME, 3600),))[1]
+    ann.bind(0x4000, PEER)
+    ann.laptop.receive(channel_data(0x4000, b"x"), ann.five_tuple, NOW + 299)
+    assert laptop.server.receive_from_peer(b"x", port, PEER, NOW + 300) == []
+    ann.bind(0x4000, PEER, NOW + 300)
+    assert len(laptop.server.receive_from_peer(b"x", port, PEER, NOW + 599)) == 1
+    ann.laptop.receive(channel_data(0x4000, b"x"), ann.five_tuple, NOW + 899)
+    ann.silence(channel_data(0x4000, b"x"), NOW + 900)
+
+
+@pytest.mark.parametrize("number", [0x0000, 0x3FFF, 0x5000, 0x7FFF, 0xFFFF])
+def test_a_channel_number_outside_0x4000_to_0x4fff_gets_400(ann: Client, number: int) -> None:
+    ann.allocate()
+    assert code(ann.bind(number, PEER)) == 400
+    assert code(ann.bind(0x4FFF, PEER)) is None
+
+
+def test_one_channel_per_peer_and_one_peer_per_channel_s12_2(ann: Client) -> None:
+    ann.allocate(fields=((attributes.LIFETIME, 3600),))
+    assert code(ann.bind(0x4000, PEER)) is None
+    assert code(ann.bind(0x4000, OTHER)) == 400
+    assert code(ann.bind(0x4001, PEER)) == 400
+    assert code(ann.bind(0x4000, PEER)) is None
+    assert code(ann.bind(0x4001, (PEER[0], 5001))) is None
+    assert code(ann.bind(0x4000, OTHER, NOW + 600)) is None
+
+
+def test_a_channel_bind_without_number_or_peer_gets_400(ann: Client) -> None:
+    ann.allocate()
+    assert code(ann.ask(Method.CHANNEL_BIND, ((attributes.CHANNEL_NUMBER, 0x4000),))) == 400
+    assert code(ann.ask(Method.CHANNEL_BIND, ((attributes.XOR_PEER_ADDRESS, PEER),))) == 400
+    assert code(ann.bind(0x4000, ("2606:4700::1111", 80))) == 443
+
+
+def test_channel_data_unbound_reserved_or_short_is_silent_and_padding_and_length_zero_pass_s12_6(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate()[1]
+    ann.bind(0x4000, PEER)
+    for data in (channel_data(0x4001, b"x"), channel_data(0x5000, b"x"), channel_data(0x7FFF, b"x"), b"\x40", b"\x40\x00\x00", b"\x40\x00\x00\x05abcd"):
+        ann.silence(data)
+    ann.laptop.receive(channel_data(0x4000, b"abc") + b"\x00", ann.five_tuple, NOW)
+    ann.laptop.receive(channel_data(0x4000, b""), ann.five_tuple, NOW)
+    assert laptop.to_peers == [SendToPeer(port, b"abc", PEER), SendToPeer(port, b"", PEER)]
+
+
+# Relay to relay on one server
+
+
+def test_two_relayed_addresses_of_one_server_reach_each_other_without_leaving_it(laptop: Laptop) -> None:
+    ann, bob = Client(laptop, port=1), Client(laptop, "bob", "word", 2)
+    at_ann, at_bob = ann.allocate(), bob.allocate()
+    assert code(ann.bind(0x4000, at_bob)) is None
+    assert laptop.receive(channel_data(0x4000, b"no permission yet"), ann.five_tuple, NOW) == []
+    assert code(bob.permit(at_ann)) is None
+    (sent,) = laptop.receive(channel_data(0x4000, b"hello"), ann.five_tuple, NOW)
+    assert sent.five_tuple == bob.five_tuple
+    assert parse(sent.data).get(attributes.XOR_PEER_ADDRESS) == at_ann
+    bob.bind(0x4777, at_ann)
+    (sent,) = laptop.receive(channel_data(0x4000, b"hello"), ann.five_tuple, NOW)
+    assert sent == SendToClient(channel_data(0x4777, b"hello"), bob.five_tuple)
+    (sent,) = laptop.receive(channel_data(0x4777, b"back"), bob.five_tuple, NOW)
+    assert sent == SendToClient(channel_data(0x4000, b"back"), ann.five_tuple)
+    assert laptop.to_peers == []
+
+
+def test_at_our_own_relay_address_nothing_but_living_allocations_is_reached(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate()[1]
+    free = (HOST, port + 1 if port < 65_535 else port - 1)
+    assert code(ann.bind(0x4000, (HOST, 22))) == 403
+    assert code(ann.bind(0x4000, free)) is None
+    ann.silence(channel_data(0x4000, b"x"))
+    ann.send(b"x", free)
+    assert laptop.to_peers == []
+
+
+# Counters
+
+
+def test_each_allocation_counts_relayed_payload_both_ways_and_keeps_it_when_it_ended() -> None:
+    laptop = Laptop(ended_kept=2)
+    ann = Client(laptop)
+    port = ann.allocate()[1]
+    ann.bind(0x4000, PEER)
+    laptop.receive(channel_data(0x4000, b"12345"), ann.five_tuple, NOW)
+    ann.send(b"123", PEER)
+    laptop.server.receive_from_peer(b"1234567", port, PEER, NOW)
+    laptop.server.receive_from_peer(b"dropped", port, OTHER, NOW)
+    (usage,) = laptop.server.allocations()
+    assert (usage.from_client_packets, usage.from_client_bytes, usage.to_client_packets, usage.to_client_bytes) == (2, 8, 1, 7)
+    assert (usage.username, usage.relayed_address, usage.client_address) == ("ann", f"{HOST}:{port}", "198.51.100.7:40000")
+    assert (usage.started_at_ms, usage.ended_at_ms) == (int(NOW * 1000), None)
+    ann.refresh(0, NOW + 5)
+    (usage,) = laptop.server.allocations()
+    assert (usage.from_client_bytes, usage.ended_at_ms) == (8, int((NOW + 5) * 1000))
+    for port in (1, 2, 3):
+        client = Client(laptop, port=port)
+        client.allocate()
+        client.refresh(0)
+    assert len(laptop.server.allocations()) == 2
+
+
+# Noise
+
+
+def test_answers_and_unknown_methods_are_ignored(ann: Client) -> None:
+    for method, message_class in ((Method.BINDING, Class.SUCCESS), (Method.BINDING, Class.INDICATION), (Method.ALLOCATE, Class.ERROR), (0x0ABC, Class.REQUEST)):
+        ann.silence(Message(method, message_class, ann.next_id()).serialize())
+
+
+@pytest.fixture(scope="module")
+def busy() -> Client:
+    client = Client(Laptop())
+    client.allocate()
+    client.bind(0x4000, PEER)
+    return client
+
+
+@given(st.binary(max_size=120))
+def test_garbage_from_a_client_never_raises(busy: Client, data: bytes) -> None:
+    busy.laptop.receive(data, busy.five_tuple, NOW)
+    busy.laptop.receive(b"\x40\x00" + data, busy.five_tuple, NOW)
+
+
+@settings(max_examples=150)
+@given(
+    st.sampled_from([*Method]),
+    st.sampled_from([*Class]),
+    st.lists(st.tuples(st.sampled_from([*attributes.TABLE]), st.binary(max_size=20)), max_size=5),
+    st.booleans(),
+)
+def test_garbage_that_is_signed_never_raises(busy: Client, method: Method, message_class: Class, rows: list[tuple[int, bytes]], is_new: bool) -> None:
+    fields = tuple((Attribute(type_, "raw", lambda value, _: value, lambda data, _: data), value) for type_, value in rows)
+    own: Fields = ((attributes.USERNAME, "ann"), (attributes.REALM, REALM), (attributes.NONCE, busy.nonce))
+    data = Message(method, message_class, busy.next_id(), (*own, *fields)).serialize(busy.key)
+    busy.laptop.receive(data, (("198.51.100.7", 9), *busy.five_tuple[1:]) if is_new else busy.five_tuple, NOW)
+
+
+@given(st.binary(max_size=80), st.integers(0, 65_535))
+def test_garbage_from_a_peer_never_raises(busy: Client, data: bytes, port: int) -> None:
+    for relay_port in _ports(busy):
+        busy.laptop.server.receive_from_peer(data, relay_port, (PEER[0], port), NOW)
+    busy.laptop.server.receive_from_peer(data, port, PEER, NOW)
+
+
+def _ports(client: Client) -> Iterator[int]:
+    return iter(sorted(client.laptop.open_ports))
