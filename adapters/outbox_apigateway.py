@@ -124,6 +124,8 @@ class ResponseParser:
         if headers.get("transfer-encoding", "").lower().endswith("chunked"):
             return _dechunk(self._buffer, start)
         if "content-length" in headers:
+            if not headers["content-length"].isdecimal():
+                raise ValueError("Content-Length must be a number")
             end = start + int(headers["content-length"])
             return (bytes(self._buffer[start:end]), end, True) if len(self._buffer) >= end else None
         return (bytes(self._buffer[start:]), len(self._buffer), False) if is_end else None
