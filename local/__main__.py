@@ -20,14 +20,18 @@ from local.supervisor import ChildFailed
 
 
 class Progress:
-    """The table of what is starting; one line per service."""
+    """The table of what is starting, one line per service; once all is up, a line for each death and return."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
         self.states: dict[str, str] = {}
+        self.is_up = False
+        self._console = console
 
     def report(self, name: str, state: str) -> None:
         """Called by the stack."""
         self.states[name] = state
+        if self.is_up and not state.startswith(("starting", "waiting", "restoring")):
+            self._console.print(f"{name}: {state}")
 
     def table(self) -> Table:
         """As it stands now."""
@@ -50,7 +54,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 async def run(options: argparse.Namespace) -> int:
     """Start, make the call, stay up. Returns the exit code."""
-    console, progress = Console(quiet=options.quiet, highlight=False), Progress()
+    console = Console(quiet=options.quiet, highlight=False)
+    progress = Progress(console)
     _end_on_signal()
     stack = Stack(options.data, in_process=options.in_process, report=progress.report)
     async with contextlib.AsyncExitStack() as cleanup:
@@ -60,6 +65,7 @@ async def run(options: argparse.Namespace) -> int:
         except (LocalError, ChildFailed) as reason:
             print(reason, file=sys.stderr)
             return 1
+        progress.is_up = True
         console.print(f"Ready in {stack.started_in_s:.1f} s.")
         console.print(endpoints_table(stack.endpoints))
         console.print(f"All of it, with sample passwords and pids: {stack.endpoints_file}")
@@ -75,11 +81,10 @@ async def run(options: argparse.Namespace) -> int:
 
 def _end_on_signal() -> None:
     """The first Ctrl-C or SIGTERM cancels this task; later ones must not disturb the clean end."""
-    loop, task, has_ended = asyncio.get_running_loop(), asyncio.current_task(), []
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def end() -> None:
-        if task is not None and not has_ended:
-            has_ended.append(True)
+        if task is not None and not task.cancelling():
             task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
