@@ -292,7 +292,7 @@ def select_route(body: str, keys: Mapping[str, object]) -> str | None:
     """`$request.body.action`, else `$default`, else None."""
     try:
         frame = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # nesting too deep for the parser is not JSON either
         frame = None
     action = frame.get("action") if isinstance(frame, dict) else None
     if isinstance(action, str) and action in keys and not action.startswith("$"):
