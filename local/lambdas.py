@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from functions.routes import Function
 from local import runtime
@@ -197,8 +197,7 @@ class _Connection(asyncio.Protocol):
         self.environment: _Environment | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.environment is not None:  # its process is dead or dying; the watcher tells the rest

@@ -175,6 +175,23 @@ async def test_no_process_outlives_the_service(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
+def test_all_of_it_runs_on_uvloop_too(tmp_path: Path) -> None:
+    """The laptop's cloud runs on uvloop where there is one; its transports are of another family."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scenario() -> None:
+        service = Lambdas(TOYS, environment=ENVIRONMENT, log_dir=tmp_path)
+        await service.start()
+        for _ in range(3):
+            first: Any = await service.invoke("worker", {})
+            os.kill(first["pid"], signal.SIGKILL)
+        with pytest.raises(FunctionError, match="signal: killed"):
+            await service.invoke("worker", {"do": "kill"})
+        await service.close()
+
+    uvloop.run(scenario())
+
+
 async def test_a_warm_invoke_is_quick(lambdas: Lambdas) -> None:
     """A loose floor; the figure itself is printed."""
     await lambdas.warm(["worker"])

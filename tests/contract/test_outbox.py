@@ -229,6 +229,24 @@ def test_the_parser_survives_noise() -> None:
             continue
 
 
+def test_it_runs_on_uvloop_too() -> None:
+    """The fleet and the laptop's cloud run on uvloop; its transports are of another family."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scenario() -> list[outbox.Outcome]:
+        stub = Stub()
+        server = await asyncio.start_server(stub, "127.0.0.1", 0)
+        stub.port = server.sockets[0].getsockname()[1]
+        stub.answer = lambda path, body, nth: None if nth == 2 else OK
+        sender = _sender(stub)
+        outcomes = [await sender.post("a=", b"1"), await sender.post("a=", b"2")]
+        await sender.aclose()
+        server.close()
+        return outcomes
+
+    assert [outcome.kind for outcome in uvloop.run(scenario())] == ["delivered", "delivered"]
+
+
 def test_the_sync_sender_keeps_one_loop_and_its_connections_warm() -> None:
     """For Lambdas: the loop stands still between invocations, and connections that died meanwhile are replaced."""
     import threading
