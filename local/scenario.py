@@ -370,7 +370,7 @@ async def _throttle(cast: Cast, link: ShapedLink, calling: Call, answered: Call)
         _say(calling, speech)  # what the listener's jitter buffer still holds comes out
         await asyncio.sleep(1.0)
         take = await asyncio.to_thread(Take(speech, calling, answered, captured_at_s, first, len(answered.sink.frames)).measure)
-        share = round(take["heard_s"] * SAMPLE_RATE / sum(packet.samples for packet in calling.track.sent[sent:]), 3)
+        share = round(min(1.0, take["heard_s"] * SAMPLE_RATE / sum(packet.samples for packet in calling.track.sent[sent:])), 3)
         step["note"] = f"PESQ-WB {take['pesq_wb']:.2f}"
         cast.record.require(share > 0.8, f"Only {share:.0%} of the speech arrived after the rung change.")
         cast.record.require(take["pesq_wb"] >= LEAST_PESQ_THROTTLED, f"After the rung change speech scored PESQ-WB {take['pesq_wb']}.")

@@ -12,7 +12,7 @@ from heliograph.ids import new_id
 from heliograph_client.ids import uuid7_hex
 from heliograph_client.opus import AudioProfile, Encoder, PcmSource
 from heliograph_client.path import PathMeter, Sample
-from heliograph_client.receive import AudioSink, ReceivedFrame
+from heliograph_client.receive import REORDER_S, AudioSink, Packet, Playout, ReceivedFrame, Reorder
 from local.shaped_link import HEADER_BYTES, Direction, Shape
 
 NOISE = random.Random(1).randbytes(4 * 48_000)
@@ -63,6 +63,63 @@ def test_frames_stand_where_their_pts_says_and_gaps_are_silence() -> None:
     first, late, early, before_the_first = (100, b"aaaabbbb"), (104, b"dddd"), (103, b"cccc"), (90, b"xxxx")
     sink.frames = [ReceivedFrame(0.0, pts, len(pcm) // 4, pcm) for pts, pcm in (first, late, early, before_the_first)]
     assert sink.pcm() == b"aaaabbbb\0\0\0\0ccccdddd"
+
+
+def numbered(*numbers: int) -> list[Packet]:
+    return [Packet(number & 0xFFFF, number * 960, b"") for number in numbers]
+
+
+def test_packets_that_overtook_each_other_are_put_in_order_without_waiting() -> None:
+    reorder = Reorder()
+    released = [[packet.sequence_number for packet in reorder.put(packet, 0.0)] for packet in numbered(65_534, 65_536, 65_535, 65_537)]
+    assert released == [[65_534], [], [65_535, 0], [1]]
+    assert (reorder.lost, reorder.late) == (0, 0)
+
+
+def test_a_missing_packet_is_waited_for_only_so_long_and_then_late() -> None:
+    reorder = Reorder()
+    one, two, three, four = numbered(1, 2, 3, 4)
+    assert reorder.put(one, 0.0) == [one]
+    assert reorder.next_deadline() is None
+    assert reorder.put(three, 0.02) == []
+    assert reorder.next_deadline() == 0.02 + REORDER_S
+    assert reorder.release(0.02 + REORDER_S / 2) == []
+    assert reorder.put(four, 0.02 + REORDER_S) == [three, four]
+    assert reorder.put(two, 0.1) == []
+    assert (reorder.lost, reorder.late) == (1, 1)
+
+
+def test_many_losses_do_not_make_what_follows_wait_longer() -> None:
+    reorder, delays = Reorder(), []
+    for number in range(0, 1_000, 2):
+        now_s = number * 0.02
+        reorder.put(numbered(number)[0], now_s)
+        deadline_s = reorder.next_deadline()
+        delays.append(0.0 if deadline_s is None else deadline_s - now_s)
+    assert max(delays) == pytest.approx(REORDER_S)
+
+
+def test_a_packet_is_heard_behind_the_slowest_of_the_last_two_seconds() -> None:
+    playout = Playout()
+    delays_s = [0.01] * 10 + [0.2] + [0.01] * 200
+    heard = [playout.at_s(number * 960, number * 0.02 + delay_s) - number * 0.02 for number, delay_s in enumerate(delays_s)]
+    assert heard[9] == pytest.approx(0.01)
+    assert [heard[10], heard[11], heard[60]] == pytest.approx([0.2] * 3)
+    assert heard[-1] == pytest.approx(0.01)
+
+
+def test_rtp_time_goes_on_beyond_its_32_bits() -> None:
+    sink, encoder = AudioSink(), Encoder(AudioProfile())
+    for number in range(4):
+        sink.receive(Packet(65_534 + number & 0xFFFF, (1 << 32) - 1_920 + number * 960 & 0xFFFFFFFF, encoder.encode(NOISE[: 960 * 4])), number * 0.02)
+    assert [frame.pts for frame in sink.frames] == [0, 960, 1_920, 2_880]
+    assert {frame.samples for frame in sink.frames} == {960}
+
+
+def test_a_packet_that_is_not_opus_is_skipped() -> None:
+    sink = AudioSink()
+    sink.receive(Packet(1, 0, b"\xff" * 3), 0.0)
+    assert sink.frames == []
 
 
 def test_the_client_makes_the_ids_the_server_makes() -> None:

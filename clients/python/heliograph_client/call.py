@@ -166,8 +166,9 @@ class Call:
     # state
 
     def _on_track(self, track: Any) -> None:
-        if track.kind == "audio":
-            self.sink.start(track)
+        for transceiver in self._peer_connection.getTransceivers():
+            if transceiver.kind == "audio" and transceiver.receiver.track is track:
+                self.sink.attach(transceiver.receiver)
 
     async def _on_state(self) -> None:
         state = self._peer_connection.connectionState
@@ -216,7 +217,7 @@ class Call:
         self._fail(CallFailedError(f"The call ended: {reason}."))
         if self._reporting is not None:
             self._reporting.cancel()
-        await self.sink.stop()
+        self.sink.stop()
         await self._peer_connection.close()
         for callback in self._end_callbacks:
             callback()

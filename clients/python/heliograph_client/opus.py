@@ -26,12 +26,17 @@ PTIMES_MS = (10, 20, 40, 60, 80, 100, 120)
 _APPLICATION_AUDIO = 2049  # scored above OPUS_APPLICATION_VOIP at every rung of the ladder
 _SET_BITRATE, _SET_DTX, _SET_FEC, _SET_LOSS, _SET_CHANNELS = 4002, 4016, 4012, 4014, 4022
 _MAX_PACKET_BYTES = 4_000  # the size opus_encode(3) recommends
+_MAX_FRAME_SAMPLES = 5_760  # 120 ms, the longest packet (RFC 6716 3.2)
 _DEFINITIONS = """
 typedef struct OpusEncoder OpusEncoder;
 OpusEncoder *opus_encoder_create(int32_t fs, int channels, int application, int *error);
 int opus_encoder_ctl(OpusEncoder *st, int request, ...);
 int32_t opus_encode(OpusEncoder *st, const int16_t *pcm, int frame_size, unsigned char *data, int32_t max_data_bytes);
 void opus_encoder_destroy(OpusEncoder *st);
+typedef struct OpusDecoder OpusDecoder;
+OpusDecoder *opus_decoder_create(int32_t fs, int channels, int *error);
+int opus_decode(OpusDecoder *st, const unsigned char *data, int32_t length, int16_t *pcm, int frame_size, int decode_fec);
+void opus_decoder_destroy(OpusDecoder *st);
 """
 
 
@@ -146,6 +151,27 @@ class Encoder:
         if length < 0:
             raise OpusError(f"opus_encode answered {length}")
         return bytes(self._ffi.buffer(self._packet, length))
+
+
+class Decoder:
+    """One libopus decoder: Opus packets in, 48 kHz s16 interleaved stereo out."""
+
+    def __init__(self) -> None:
+        """Open the decoder."""
+        self._ffi, self._lib = _library()
+        error = self._ffi.new("int *")
+        handle = self._lib.opus_decoder_create(SAMPLE_RATE, CHANNELS, error)
+        if error[0] != 0:
+            raise OpusError(f"opus_decoder_create answered {error[0]}")
+        self._handle = self._ffi.gc(handle, self._lib.opus_decoder_destroy)
+        self._pcm = self._ffi.new("int16_t[]", _MAX_FRAME_SAMPLES * CHANNELS)
+
+    def decode(self, packet: bytes) -> bytes:
+        """The packet's samples; raises OpusError when it is not an Opus packet."""
+        samples = self._lib.opus_decode(self._handle, packet, len(packet), self._pcm, _MAX_FRAME_SAMPLES, 0)
+        if samples < 0:
+            raise OpusError(f"opus_decode answered {samples}")
+        return bytes(self._ffi.buffer(self._pcm, samples * BYTES_PER_SAMPLE))
 
 
 class Source(Protocol):
