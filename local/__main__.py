@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,20 @@ def endpoints_table(endpoints: dict[str, Any]) -> Table:
     return table
 
 
+def _run_loop(work: Coroutine[Any, Any, int]) -> int:
+    """Under uvloop where it is installed: the gateway's sockets are this process's main cost."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return int(uvloop.run(work))
+
+
 def main() -> int:
     """The exit code: 0 also when a signal ended it."""
     options = parse(sys.argv[1:])
     try:
-        return asyncio.run(run(options))
+        return _run_loop(run(options))
     except (asyncio.CancelledError, KeyboardInterrupt):
         return 130 if options.once else 0
 

@@ -95,6 +95,7 @@ class Stack:
             group.create_task(self._start_lambdas(aws))
         await self._start_poller()
         self.endpoints = self._build_endpoints([asdict(user) for user in users.result()])
+        self._cleanup.callback(self.endpoints_file.unlink, missing_ok=True)
         self._publish()
         self._cleanup.push_async_callback(_ended, asyncio.create_task(self._keep_published()))
 

@@ -101,6 +101,7 @@ def test_a_killed_stack_comes_back_with_its_ports_and_data_and_leaves_nothing(da
     assert again.end(signal.SIGTERM) == 0
     assert not gone(again.pids(), 0.5)
     assert not (data / "pids.json").exists()
+    assert not (data / "endpoints.json").exists()
 
 
 def test_a_service_that_cannot_start_is_one_sentence_and_leaves_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
