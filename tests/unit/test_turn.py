@@ -143,7 +143,7 @@ def code(message: Message) -> int | None:
 
 def kept(server: TurnServer) -> int:
     """How many entries the server's tables of the living have."""
-    return sum(map(len, (server._allocations, server._pending, server._by_port, server._deadlines, server._per_account)))
+    return len(server._allocations) + len(server._pending) + len(server._by_port) + len(server._deadlines) + len(server._per_account)
 
 
 def channel_data(number: int, data: bytes) -> bytes:

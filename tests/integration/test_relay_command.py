@@ -1,0 +1,184 @@
+"""`python -m media_fleet` as a process: what it refuses, what it says, how it ends."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from heliograph.ice import turn_key, turn_password, turn_username
+from media_fleet.stun import Address, Class, Message, Method, attributes, parse
+
+RELAY = ["relay", "--listen", "127.0.0.1:0", "--realm", "R", "--user", "ann:pass"]
+CONTAINERS = {
+    "ECS_CONTAINER_METADATA_URI": "http://169.254.170.2/v3",
+    "ECS_CONTAINER_METADATA_URI_V4": "http://169.254.170.2/v4",
+    "AWS_EXECUTION_ENV": "AWS_ECS_FARGATE",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+}
+
+
+def environment(**more: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if name not in CONTAINERS and not name.startswith(("HELIOGRAPH_", "AWS_"))}
+    return {**clean, **more}
+
+
+def refusal(*arguments: str, **env: str) -> str:
+    """The one sentence with which the command refuses to start."""
+    done = subprocess.run([sys.executable, "-m", "media_fleet", *arguments], env=environment(**env), capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@contextmanager
+def started(*arguments: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], Address]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "media_fleet", *arguments], env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("relay listening on udp "), line + (process.communicate()[1] if not line else "")
+        host, _, port = line.split()[-1].rpartition(":")
+        yield process, (host, int(port))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(client: socket.socket, request: bytes) -> Message:
+    client.settimeout(5)
+    client.send(request)
+    return parse(client.recv(1500))
+
+
+def allocate(server: Address, username: str, password: str, realm: str) -> int | None:
+    """The error code, or None for success."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(server)
+        challenge = ask(client, Message(Method.ALLOCATE, Class.REQUEST, os.urandom(12)).serialize())
+        assert challenge.get(attributes.REALM) == realm
+        fields = (
+            (attributes.REQUESTED_TRANSPORT, 17),
+            (attributes.USERNAME, username),
+            (attributes.REALM, realm),
+            (attributes.NONCE, challenge.get(attributes.NONCE)),
+        )
+        answer = ask(client, Message(Method.ALLOCATE, Class.REQUEST, os.urandom(12), fields).serialize(turn_key(username, realm, password)))
+    error = answer.get(attributes.ERROR_CODE)
+    return None if error is None else error.code
+
+
+def test_it_listens_outlives_garbage_and_ends_on_sigterm_with_0() -> None:
+    with started(*RELAY) as (process, server):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as noise:
+            for length in range(300):
+                noise.sendto(os.urandom(length), server)
+        assert allocate(server, "ann", "pass", "R") is None
+        assert allocate(server, "ann", "guess", "R") == 401
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=10)
+        assert process.returncode == 0, errors
+        events = [json.loads(line) for line in errors.splitlines()]
+        assert [event["event"] for event in events] == ["allocation_ended"]
+        assert events[0]["username"] == "ann"
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_fixed_users_are_refused_where_container_metadata_is_set(name: str) -> None:
+    assert refusal(*RELAY, **{name: CONTAINERS[name]}).startswith(f"{name} is set, so this is a deployment")
+
+
+def test_fixed_users_pass_where_the_execution_environment_is_another() -> None:
+    with started(*RELAY, AWS_EXECUTION_ENV="CloudShell") as (_, server):
+        assert allocate(server, "ann", "pass", "R") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--listen", "localhost:1"], "--listen must be an IP address and a port"),
+        (["--listen", "127.0.0.1:99999"], "--listen must be an IP address and a port"),
+        (["--listen", "0.0.0.0:0"], "needs --relay-address"),
+        (["--listen", "[::1]:0", "--relay-address", "127.0.0.1"], "same address family"),
+        (["--user", "ann"], "--user must be NAME:PASSWORD"),
+        (["--allow-peer", "127.0.0.1/8"], "--allow-peer must be a CIDR"),
+        (["--relay-address", "me"], "--relay-address must be an IP address"),
+        (["--stats", "9"], "--stats must be an IP address and a port"),
+        (["--listen", "203.0.113.1:3478"], "cannot listen on udp 203.0.113.1:3478"),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_one_sentence(arguments: list[str], sentence: str) -> None:
+    assert sentence in refusal(*RELAY, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"HELIOGRAPH_TURN_SECRET_ID": ""}, "HELIOGRAPH_TURN_SECRET_ID is not set"),
+        ({"HELIOGRAPH_RELAY_ADDRESS": ""}, "HELIOGRAPH_RELAY_ADDRESS is not set"),
+        ({"HELIOGRAPH_TURN_USER": "ann:pass"}, "HELIOGRAPH_TURN_USER is not a setting of a media node"),
+    ],
+)
+def test_a_node_with_a_missing_or_unknown_setting_is_refused_with_one_sentence(changes: dict[str, str], sentence: str) -> None:
+    settings = {"HELIOGRAPH_TURN_SECRET_ID": "turn", "HELIOGRAPH_RELAY_ADDRESS": "127.0.0.1", **changes}
+    assert sentence in refusal("node", **settings)
+
+
+@pytest.mark.parametrize("argument", ["--user=ann:pass", "--allow-peer=127.0.0.0/8"])
+def test_a_node_has_neither_fixed_users_nor_open_peers(argument: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "media_fleet", "node", argument], env=environment(), capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "unrecognized arguments" in done.stderr
+
+
+class SecretsManager(http.server.BaseHTTPRequestHandler):
+    """Answers GetSecretValue as AWS does, whoever asks."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.dumps({"Name": "turn", "SecretString": json.dumps({"current": "new", "previous": "old"})}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-amz-json-1.1")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Says nothing."""
+
+
+def test_a_node_takes_its_secrets_from_secrets_manager_and_accepts_the_current_and_the_previous_one() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SecretsManager) as stand_in:
+        threading.Thread(target=stand_in.serve_forever, daemon=True).start()
+        settings = {
+            "HELIOGRAPH_TURN_SECRET_ID": "turn",
+            "HELIOGRAPH_TURN_LISTEN": "127.0.0.1:0",
+            "HELIOGRAPH_TURN_REALM": "north",
+            "HELIOGRAPH_RELAY_ADDRESS": "127.0.0.1",
+            "HELIOGRAPH_RELAY_DRAIN_S": "0",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{stand_in.server_port}",
+            "AWS_REGION": "eu-west-1",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+        with started("node", **settings) as (process, server):
+            name = turn_username(time.time_ns() // 10**9 + 60, "acc_1", "dev_1")
+            codes = {secret: allocate(server, name, turn_password(secret, name), "north") for secret in ("new", "old", "older")}
+            assert codes == {"new": None, "old": None, "older": 401}
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        stand_in.shutdown()
