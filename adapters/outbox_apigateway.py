@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -22,6 +23,7 @@ _T = TypeVar("_T")
 _KINDS: Final[dict[int, Kind]] = {200: "delivered", 204: "delivered", 403: "forbidden", 410: "gone", 413: "too_large", 429: "throttled"}
 _MAX_ATTEMPTS: Final = 3
 _BACKOFF_S: Final = 0.05
+_MAX_IDLE_S: Final = 50  # servers hang up after a minute or so; a request sent into that moment would have to go out twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,7 @@ class _Wire(asyncio.Protocol):
         self._parser = ResponseParser()
         self.is_reused = False
         self.may_reuse = True
+        self.idle_since_s = 0.0
 
     @property
     def has_answer_begun(self) -> bool:
@@ -379,15 +382,17 @@ class Outbox:
             wire.close()
             raise
         if wire.may_reuse:
-            wire.is_reused = True
+            wire.is_reused, wire.idle_since_s = True, asyncio.get_running_loop().time()
             self._idle.append(wire)
         else:
             wire.close()
         return response
 
     def _kept(self) -> _Wire | None:
+        oldest_s = asyncio.get_running_loop().time() - _MAX_IDLE_S
         while self._idle:
-            if (wire := self._idle.pop()).may_reuse:
+            wire = self._idle.pop()
+            if wire.may_reuse and wire.idle_since_s > oldest_s:
                 return wire
             wire.close()
         return None
@@ -410,10 +415,10 @@ class Outbox:
 
 
 class SyncOutbox:
-    """The same for a Lambda: one warm event loop for the life of the environment. Belongs to one thread."""
+    """The same for a Lambda: one warm event loop for the life of the environment. Threads take turns."""
 
     def __init__(self, url: str, *, region: str, credentials: Callable[[], sigv4.Credentials], concurrency: int = 16) -> None:
-        self._runner = asyncio.Runner()
+        self._runner, self._turn = asyncio.Runner(), threading.Lock()
         self._outbox = Outbox(url, region=region, credentials=credentials, concurrency=concurrency)
 
     def post(self, connection_id: str, data: bytes) -> Outcome:
@@ -434,4 +439,5 @@ class SyncOutbox:
         self._runner.close()
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return self._runner.run(work)
+        with self._turn:
+            return self._runner.run(work)
