@@ -34,7 +34,7 @@ class Gateway:
         allow_origins: Sequence[str] = (),
     ) -> None:
         self._limits, self._stage = limits or Limits(), stage
-        self._http = HttpApi(functions, invoke, self._limits, allow_origins)
+        self._http = HttpApi(functions, invoke, self._limits, region, allow_origins)
         self._sockets = SocketApi(functions, invoke, self._limits, stage, region)
         self._connections = ConnectionsApi(self._sockets, self._limits, stage=stage, region=region, credentials=credentials)
         self._runner: web.ServerRunner | None = None

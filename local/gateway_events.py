@@ -94,10 +94,10 @@ def http_event(request: HttpRequest, route_key: str, path_parameters: Mapping[st
     return event
 
 
-def http_authorizer_event(request: HttpRequest, route_key: str, path_parameters: Mapping[str, str], identity: str) -> Event:
+def http_authorizer_event(request: HttpRequest, route_key: str, path_parameters: Mapping[str, str], identity: str, region: str) -> Event:
     """The event of a Lambda authorizer, payload 2.0."""
     event = _http_common(request, route_key, path_parameters)
-    arn = f"arn:aws:execute-api:local:{ACCOUNT_ID}:{HTTP_API_ID}/$default/{request.method}{request.path}"
+    arn = f"arn:aws:execute-api:{region}:{ACCOUNT_ID}:{HTTP_API_ID}/$default/{request.method}{request.path}"
     return {**event, "type": "REQUEST", "routeArn": arn, "identitySource": [identity]}
 
 

@@ -44,8 +44,8 @@ class _Refused(Exception):
 class HttpApi:
     """Answers the requests of the HTTP API."""
 
-    def __init__(self, functions: Sequence[Function], invoke: Invoke, limits: Limits, allow_origins: Sequence[str]) -> None:
-        self._invoke, self._limits, self._allow_origins = invoke, limits, frozenset(allow_origins)
+    def __init__(self, functions: Sequence[Function], invoke: Invoke, limits: Limits, region: str, allow_origins: Sequence[str]) -> None:
+        self._invoke, self._limits, self._region, self._allow_origins = invoke, limits, region, frozenset(allow_origins)
         found = [(function.name, route) for function in functions for route in function.routes if isinstance(route, Http)]
         self._routes = [_Route(name, route, _pattern(route.path)) for name, route in sorted(found, key=lambda pair: pair[1].path.count("{"))]
         identities = {route.identity_header: function.name for function in functions for route in function.routes if isinstance(route, Authorizer)}
@@ -117,7 +117,7 @@ class HttpApi:
             raise _Refused(events.http_refusal(401, "Unauthorized"))
         if self._authorizer is None:
             raise ValueError(f"{route.key} needs an authorizer and the table has none")
-        event = events.http_authorizer_event(request, route.key, parameters, identity)
+        event = events.http_authorizer_event(request, route.key, parameters, identity, self._region)
         try:
             answer = await asyncio.wait_for(self._invoke(self._authorizer, event), self._limits.authorizer_timeout_s)
             is_authorized, context = events.parse_simple_response(answer)
@@ -135,7 +135,13 @@ def _forwarded(request: web.BaseRequest) -> list[tuple[str, str]]:
     hop = {"connection", "keep-alive", "transfer-encoding", "x-amzn-trace-id"}
     trace = f"Root=1-{time.time_ns() // 1_000_000_000:08x}-{uuid.uuid4().hex[:24]}"
     kept = [(name, value) for name, value in headers if name.lower() not in hop]
-    return [*kept, ("x-amzn-trace-id", trace), ("x-forwarded-for", request.remote or ""), ("x-forwarded-port", "80"), ("x-forwarded-proto", "http")]
+    return [
+        *kept,
+        ("x-amzn-trace-id", trace),
+        ("x-forwarded-for", request.remote or ""),
+        ("x-forwarded-port", request.host.rpartition(":")[2]),
+        ("x-forwarded-proto", "http"),
+    ]
 
 
 def _pattern(path: str) -> re.Pattern[str]:

@@ -287,7 +287,12 @@ class Lambdas:
         invocation = _Invocation(request_id, payload, time.time_ns() // 1_000_000 + timeout_s * 1000, loop.create_future())
         deadline = loop.call_later(timeout_s, self._time_out, environment, invocation)
         environment.deliver(invocation)
-        invocation.answer.add_done_callback(lambda _: deadline.cancel())
+
+        def settle(answer: asyncio.Future[bytes]) -> None:
+            deadline.cancel()
+            answer.exception()  # looked at here, because a caller who gave up will not
+
+        invocation.answer.add_done_callback(settle)
         try:
             return await asyncio.shield(invocation.answer)  # a caller who gives up does not stop the function
         finally:

@@ -213,7 +213,7 @@ async def test_the_authorizer_is_asked_with_payload_2_0_and_its_context_reaches_
     (first, asked), (second, event) = world.events
     assert (first, second) == ("authorizer", "things")
     assert (asked["version"], asked["type"], asked["identitySource"]) == ("2.0", "REQUEST", ["Bearer t"])
-    assert asked["routeArn"].endswith("/$default/GET/v1/mine/7")
+    assert re.fullmatch(r"arn:aws:execute-api:eu-central-1:\d{12}:\w+/\$default/GET/v1/mine/7", asked["routeArn"])
     assert (asked["routeKey"], asked["pathParameters"], asked["queryStringParameters"]) == ("GET /v1/mine/{thing_id}", {"thing_id": "7"}, {"x": "1"})
     assert event["requestContext"]["authorizer"] == {"lambda": {"account_id": "acc_1", "scopes": ["a", "b"], "n": 1}}
 

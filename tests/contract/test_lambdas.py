@@ -109,6 +109,15 @@ async def test_a_timeout_kills_the_process(lambdas: Lambdas) -> None:
     await _until_dead(first["pid"])
 
 
+async def test_a_caller_who_gives_up_does_not_stop_the_function(lambdas: Lambdas) -> None:
+    """API Gateway's integration timeout ends the request, not the function: it runs on to its own timeout, and its environment stays."""
+    first = await _invoke(lambdas)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(_invoke(lambdas, do="sleep", s=0.3), 0.05)
+    await asyncio.sleep(0.4)
+    assert await _invoke(lambdas) == {"echo": {}, "pid": first["pid"], "calls": 3}
+
+
 @pytest.mark.parametrize(("do", "how"), [("exit", "exit status 3"), ("kill", "signal: killed")])
 async def test_a_crash_fails_its_invoke_only(lambdas: Lambdas, do: str, how: str) -> None:
     """Lambda answers Runtime.ExitError when the runtime process ends during an invoke, and starts a fresh environment for the next one."""
