@@ -187,26 +187,35 @@ def _check_unsigned_headers(request: Incoming, claim: _Claim) -> None:
 def _check_signature(request: Incoming, claim: _Claim, secret: str) -> None:
     canonical = canonical_request(request, claim.pairs, claim.signed_headers, claim.payload_hash, claim.scope[2])
     expected = signature(canonical, claim.at, claim.scope, secret)
-    if not hmac.compare_digest(expected, claim.signature):
+    if not hmac.compare_digest(expected.encode(), _raw(claim.signature)):
         message = "The request signature we calculated does not match the signature you provided. Check your key and signing method."
         raise Refused(403, "SignatureDoesNotMatch", message, AWSAccessKeyId=claim.access_key_id, SignatureProvided=claim.signature, CanonicalRequest=canonical)
 
 
 def canonical_request(request: Incoming, pairs: Sequence[tuple[str, str]], signed: Sequence[str], payload_hash: str, service: str) -> str:
     """The text that both sides hash. A signed header that was not sent counts as empty, so that leaving it out breaks the signature."""
-    path = quote(unquote(request.path), safe="/-_.~") if service == "s3" else quote(request.path, safe="/-_.~")
-    query = "&".join(f"{name}={value}" for name, value in sorted((quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in pairs))
+    path = _quoted(unquote(request.path) if service == "s3" else request.path, "/-_.~")
+    query = "&".join(f"{name}={value}" for name, value in sorted((_quoted(name, "-_.~"), _quoted(value, "-_.~")) for name, value in pairs))
     headers = "".join(f"{name}:{request.header(name) or ''}\n" for name in signed)
     return "\n".join((request.method, path or "/", query, headers, ";".join(signed), payload_hash))
 
 
 def signature(canonical: str, at: str, scope: tuple[str, str, str], secret: str) -> str:
     """HMAC chain over date, region, service; hex."""
-    to_sign = "\n".join((ALGORITHM, at, "/".join((*scope, "aws4_request")), hashlib.sha256(canonical.encode()).hexdigest()))
+    to_sign = "\n".join((ALGORITHM, at, "/".join((*scope, "aws4_request")), hashlib.sha256(_raw(canonical)).hexdigest()))
     key = b"AWS4" + secret.encode()
     for part in (*scope, "aws4_request", to_sign):
-        key = hmac.digest(key, part.encode(), "sha256")
+        key = hmac.digest(key, _raw(part), "sha256")
     return key.hex()
+
+
+def _quoted(text: str, safe: str) -> str:
+    return quote(text, safe=safe, errors="surrogateescape")
+
+
+def _raw(text: str) -> bytes:
+    """The bytes as they came: HTTP headers need not be UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _iso(at_s: float) -> str:

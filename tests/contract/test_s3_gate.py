@@ -387,6 +387,22 @@ async def test_a_kill_under_load_loses_nothing_that_was_acknowledged(laptop: Lap
     assert messages <= found_messages
 
 
+async def test_a_download_that_moto_does_not_survive_is_cut_off_and_works_again(laptop: Laptop) -> None:
+    s3, name, large = laptop.client("s3"), key("cut"), os.urandom(24 << 20)
+    await asyncio.to_thread(s3.put_object, Bucket=BUCKET, Key=name, Body=large)
+    link = s3.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": name}, ExpiresIn=60)
+    async with aiohttp.ClientSession() as session:
+        async with session.get(yarl.URL(link, encoded=True)) as got:
+            await got.content.readexactly(1000)
+            os.kill(laptop.supervisor.pids()["moto"], 9)
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await got.read()
+        await asyncio.sleep(0.2)
+        await laptop.supervisor.wait_until_ready("moto", 10)
+        async with session.get(yarl.URL(link, encoded=True)) as got:
+            assert await got.read() == large
+
+
 async def test_batches_and_dead_letters_keep_their_place_over_a_kill(laptop: Laptop) -> None:
     sqs, url, dead_url = laptop.client("sqs", retries=3), laptop.queue_url(), laptop.queue_url("notifications-dead")
 
