@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Coroutine
@@ -120,7 +121,7 @@ def endpoints_table(endpoints: dict[str, Any]) -> Table:
         "MongoDB": endpoints["mongodb_uri"],
     }
     for name, where in rows.items():
-        table.add_row(f"[bold]{name}[/]", where)
+        table.add_row(f"[bold]{name}[/]", re.sub("//[^/@]*@", "//…@", where))  # a store of somebody's own has a password in its URL
     for user in endpoints["users"]:
         table.add_row(f"[bold]{user['login']}[/] ({user['tenant_id']}, {user['role']})", user["password"])
     return table
