@@ -1,0 +1,9 @@
+/** Everything an application needs. */
+export { Call, type CallOptions, type IcePolicy, type Rung } from "./call";
+export { Client, IncomingCall, type Member, type Presence, type Room, type Status, type Welcome } from "./client";
+export { HeliographError, type Json } from "./errors";
+export type { Ack, HeliographEvent } from "./frames";
+export { makeId } from "./ids";
+export type { SelectedPath, StatsBody, Totals } from "./path";
+export type { Session } from "./rest";
+export { Socket, openSocket } from "./socket";
