@@ -114,12 +114,17 @@ class Stack:
         self._cleanup.push_async_callback(self.push_stub.close)
         await self.push_stub.start(HOST, self.ports["push_stub"])
         credentials = Credentials(keys["access_key_id"], keys["secret_access_key"])
+        self._cleanup.push_async_callback(self._close_lambdas)  # after the gateway: a closed socket still has its $disconnect
         self.gateway = Gateway(FUNCTIONS, self._invoke, stage=STAGE, region=service_aws.REGION, credentials=credentials, allow_origins=("*",))
         self._cleanup.push_async_callback(self.gateway.close)
         await self.gateway.start(HOST, self.ports["rest"], self.ports["socket"])
 
     async def _invoke(self, name: str, event: object) -> object:
         return await self.lambdas.invoke(name, event)
+
+    async def _close_lambdas(self) -> None:
+        if hasattr(self, "lambdas"):
+            await self.lambdas.close()
 
     async def _start_redis(self) -> None:
         if self.redis.binary is not None:
@@ -149,7 +154,6 @@ class Stack:
             for name in _OURS:
                 os.environ.pop(name, None)  # the functions' settings refuse what they do not know
         self.lambdas = Lambdas(FUNCTIONS, environment=self.environment, log_dir=self.data_dir / "logs" / "functions", in_process=self.in_process)
-        self._cleanup.push_async_callback(self.lambdas.close)
         await self.lambdas.start()
         await aws  # a function may read its secrets while it starts
         await self.lambdas.warm(_WARM)
