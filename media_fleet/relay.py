@@ -59,13 +59,13 @@ class Relay:
     """A running relay: `async with Relay(config) as relay`."""
 
     def __init__(self, config: RelayConfig) -> None:
-        host = config.relay_address or config.listen[0]
-        if ipaddress.ip_address(host).is_unspecified:
+        host = ipaddress.ip_address(config.relay_address or config.listen[0])
+        if host.is_unspecified:
             raise ValueError("A relay that listens on every address needs `relay_address`: the IP that peers reach it at.")
         self.config = config
         self.address: Address = config.listen
         self.stats_address: Address | None = None
-        self._relay_host = host
+        self._relay_host = str(host)
         self._sockets: dict[int, socket.socket] = {}  # by relay port, and the listener at LISTENER
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -273,7 +273,8 @@ async def run(config: RelayConfig) -> None:
     try:
         await relay.start()
     except OSError as error:
-        raise SystemExit(f"The relay cannot listen on udp {_text(config.listen)}: {error.strerror or error}.") from None
+        also = f" and tcp {_text(config.stats_listen)}" if config.stats_listen else ""
+        raise SystemExit(f"The relay cannot listen on udp {_text(config.listen)}{also}: {error.strerror or error}.") from None
     try:
         print(f"relay listening on udp {_text(relay.address)}", flush=True)
         await stopped.wait()

@@ -20,6 +20,7 @@ from media_fleet.turn.nonces import Nonces
 from media_fleet.turn.peers import PeerPolicy
 
 UDP = 17
+LARGEST_PAYLOAD = 65_400  # with its header as ChannelData or Data indication it still is one UDP datagram
 LISTENER = 0  # the `port` of a Forward that leaves by the listener
 Forward = tuple[int, bytes, Address]  # (relay port to send from, or LISTENER; datagram; destination): a tuple, because it is made per packet
 
@@ -225,6 +226,8 @@ class TurnServer:
         if allocation is None or allocation.permissions.get(peer[0], 0.0) <= now or allocation.expires_at <= now:
             return None
         length = len(data)
+        if length > LARGEST_PAYLOAD:
+            return None
         channel = allocation.channels_by_peer.get(peer)
         if channel is not None and channel.expires_at > now:
             datagram = bytes((channel.number >> 8, channel.number & 0xFF, length >> 8, length & 0xFF)) + data
@@ -373,7 +376,7 @@ class TurnServer:
             five_tuple, relayed, self._family, signer.username, signer.account_id, signer.key, message.transaction_id, reply, now, expires_at
         )
         self._allocations[five_tuple] = self._by_port[port] = allocation
-        heapq.heappush(self._deadlines, (expires_at, five_tuple))
+        self._watch(allocation)
         return allocation
 
     def _refresh(self, message: Message, signer: _Signer, five_tuple: FiveTuple, now: float) -> list[Effect]:
@@ -386,7 +389,7 @@ class TurnServer:
         lifetime_s = self._lifetime(message)
         allocation.expires_at = now + lifetime_s
         allocation.forget_expired(now)
-        heapq.heappush(self._deadlines, (allocation.expires_at, five_tuple))
+        self._watch(allocation)
         return [self._succeed(message, signer, five_tuple, ((attributes.LIFETIME, lifetime_s),))]
 
     def _create_permission(self, message: Message, signer: _Signer, five_tuple: FiveTuple, now: float) -> list[Effect]:
@@ -434,6 +437,13 @@ class TurnServer:
             raise _Refused(443)  # s10.2, s12.2
 
     # The end of an allocation
+
+    def _watch(self, allocation: Allocation) -> None:
+        """Notes when it ends; a client that refreshes or reallocates all the time does not make the heap grow."""
+        heapq.heappush(self._deadlines, (allocation.expires_at, allocation.five_tuple))
+        if len(self._deadlines) > 2 * len(self._allocations) + 64:
+            self._deadlines = [(living.expires_at, living.five_tuple) for living in self._allocations.values()]
+            heapq.heapify(self._deadlines)
 
     def _end_if_expired(self, five_tuple: FiveTuple, now: float) -> list[Effect]:
         allocation = self._allocations.get(five_tuple)

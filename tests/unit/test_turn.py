@@ -434,6 +434,18 @@ def test_an_expired_allocation_is_gone_even_before_the_tick(laptop: Laptop, ann:
     assert len(laptop.open_ports) == 1
 
 
+def test_a_client_that_refreshes_or_reallocates_all_the_time_leaves_no_more_behind(laptop: Laptop, ann: Client) -> None:
+    ann.allocate()
+    for second in range(300):
+        ann.refresh(600 + second, NOW + second)
+    assert kept(laptop.server) < 100
+    for second in range(300):
+        ann.refresh(0, NOW + 300 + second)
+        ann.allocate(NOW + 300 + second)
+    assert kept(laptop.server) < 100
+    assert laptop.server.next_deadline() == NOW + 599 + 600
+
+
 # Permissions, s9 to s11
 
 
@@ -593,6 +605,19 @@ def test_channel_data_unbound_reserved_or_short_is_silent_and_padding_and_length
     ann.laptop.receive(channel_data(0x4000, b"abc") + b"\x00", ann.five_tuple, NOW)
     ann.laptop.receive(channel_data(0x4000, b""), ann.five_tuple, NOW)
     assert laptop.to_peers == [SendToPeer(port, b"abc", PEER), SendToPeer(port, b"", PEER)]
+
+
+@pytest.mark.parametrize("relay_host", [HOST, "2a05:d018::1"])
+def test_a_datagram_too_large_to_be_wrapped_is_dropped_and_the_largest_passes(relay_host: str) -> None:
+    laptop = Laptop(relay_host=relay_host)
+    ann, peer = Client(laptop), PEER if relay_host == HOST else ("2606:4700::1111", 5000)
+    port = ann.allocate(fields=((attributes.REQUESTED_ADDRESS_FAMILY, 1 if relay_host == HOST else 2),))[1]
+    ann.permit(peer)
+    for length in (65_401, 65_507, 65_527, 65_535):
+        assert laptop.server.receive_from_peer(bytes(length), port, peer, NOW) == []
+    (effect,) = laptop.server.receive_from_peer(bytes(65_400), port, peer, NOW)
+    assert isinstance(effect, SendToClient)
+    assert len(effect.data) <= 65_507
 
 
 # Relay to relay on one server
