@@ -30,7 +30,7 @@ from local.shaped_link import ShapedLink
 
 SCHEMA_VERSION = 1
 LEAST_PESQ = 4.0
-LEAST_PESQ_THROTTLED = 2.5
+LEAST_PESQ_THROTTLED = 3.0
 LEAD_S, TAIL_S = 0.4, 0.6
 THROTTLED_BPS = 40_000
 LINK_S = 3
@@ -361,7 +361,7 @@ async def _throttle(cast: Cast, link: ShapedLink, calling: Call, answered: Call)
         applied_ms = round((loop.time() - throttled_s) * 1_000)
         step["note"] = f"rung {from_rung} to {rung['rung']} after {applied_ms} ms: {rung['reason']['rule']}"
     async with cast.record.step("audio goes on") as step:
-        await asyncio.sleep(1.5)  # what the old rate left in the queue drains
+        settled_ms = await _settled(calling)
         speech = speech[: 3 * SAMPLE_RATE]
         first, sent = len(answered.sink.frames), len(calling.track.sent)
         captured_at_s = _say(calling, speech)
@@ -383,6 +383,8 @@ async def _throttle(cast: Cast, link: ShapedLink, calling: Call, answered: Call)
         "reason": rung["reason"],
         "applied_ms_after_throttle": applied_ms,
         "link_bps": THROTTLED_BPS,
+        "settled_ms": settled_ms,
+        "settled_rung": calling.rungs[-1]["rung"],
         "encoder_before": before,
         "encoder_after": after,
         "heard_share_after": share,
@@ -400,6 +402,18 @@ async def _lower_rung(call: Call, than: int, timeout_s: float = 12.0) -> dict[st
             raise StepFailedError(f"No lower rung came within {timeout_s:g} s of the throttle; last report {call.reports[-1:]}.")
         await asyncio.sleep(0.02)
     return call.rungs[-1]
+
+
+async def _settled(call: Call, quiet_s: float = 1.5, timeout_s: float = 4.0) -> int:
+    """Wait until no rung event came for a while and the last report was free of loss, or time is up; answers how many milliseconds that took."""
+    loop = asyncio.get_running_loop()
+    started_s = changed_s = loop.time()
+    rungs = len(call.rungs)
+    while loop.time() < started_s + timeout_s and (loop.time() < changed_s + quiet_s or call.reports[-1].get("loss", 1.0) > 0.02):
+        await asyncio.sleep(0.05)
+        if len(call.rungs) != rungs:
+            rungs, changed_s = len(call.rungs), loop.time()
+    return round((loop.time() - started_s) * 1_000)
 
 
 def _encoding(talker: Call, listener: Call, window_s: float = 2.0) -> dict[str, Any]:

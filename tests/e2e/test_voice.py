@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from heliograph_client.call import Call, CallFailedError
-from heliograph_client.opus import SAMPLE_RATE, AudioProfile, PcmSource
+from heliograph_client.opus import SAMPLE_RATE, AudioProfile, Decoder, Encoder, PcmSource
 from local import voice
 from local.shaped_link import ShapedLink
 
@@ -157,6 +157,18 @@ def test_the_delay_meter_reads_a_known_delay() -> None:
     received = voice.joined(np.zeros(4_800), reference)
     arrivals = [(index, 10.0 + index / SAMPLE_RATE) for index in range(0, len(received), 960)]
     assert voice.latency_ms(reference, received, 10.0, arrivals) == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.parametrize(("bitrate_bps", "least"), [(24_000, 4.2), (16_000, 3.9), (12_000, 3.4)])
+def test_an_encoder_that_comes_down_live_is_as_good_as_one_opened_low(bitrate_bps: int, least: float) -> None:
+    encoder, decoder, source = Encoder(AudioProfile(32_000)), Decoder(), PcmSource(voice.to_pcm(voice.joined(speech(), speech())))
+    heard = bytearray()
+    for packet in range(int(2 * SPEECH_S * 50)):
+        if packet == int(SPEECH_S * 50):
+            encoder.apply(AudioProfile(bitrate_bps))
+            heard.clear()
+        heard += decoder.decode(encoder.encode(source.read(960)))
+    assert voice.score(speech(), voice.from_pcm(bytes(heard))) >= least
 
 
 async def test_speech_survives_a_direct_call() -> None:
