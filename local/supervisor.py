@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +23,10 @@ _RESTART_DELAY_S: Final = 0.1
 _MAX_RESTART_DELAY_S: Final = 5.0
 _STEADY_AFTER_S: Final = 10.0
 _PROBE_EVERY_S: Final = 0.05
+
+
+_LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class NotReady(Exception):
@@ -99,6 +105,7 @@ class Supervisor:
                 stderr=log,
                 env={**os.environ, **child.environment},
                 start_new_session=True,
+                preexec_fn=_end_with_parent if _LIBC is not None else None,
             )
         self._processes[child.name] = process
         self._write_pids()
@@ -193,6 +200,12 @@ def command_line(pid: int) -> list[str]:
         return []
     answer = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return answer.stdout.split()
+
+
+def _end_with_parent() -> None:
+    """prctl(2): on Linux the kernel ends the child when we are killed; elsewhere the next run's `end_stale` does."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

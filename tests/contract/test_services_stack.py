@@ -92,6 +92,8 @@ def test_a_killed_stack_comes_back_with_its_ports_and_data_and_leaves_nothing(da
     assert (data / "endpoints.json").stat().st_mode & 0o777 == 0o600
 
     first.end(signal.SIGKILL)
+    if sys.platform == "linux":
+        assert not gone(first.pids()), "children outlived the killed stack"
     again = Run(data)
     assert not gone(first.pids()), "children of the killed run are still there"
     fixed = ("rest_url", "socket_url", "s3_url", "redis_url", "mongodb_uri", "relay", "aws", "users")
