@@ -1,0 +1,93 @@
+"""Writes the pages that are generated from the code: `python docs/generate.py`. With `--check` it writes nothing and fails when one is stale."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTE = "<!-- Generated from the code by `python docs/generate.py`; change it there. -->\n"
+
+
+def settings_page() -> str:
+    """What a deployment chooses: the functions' environment, and the context of the CDK app."""
+    from adapters.settings import PREFIX, Settings
+    from infra.cdk import context
+
+    table = ["| variable | default | what it is |", "|---|---|---|"]
+    table += [
+        f"| `{PREFIX}{item.name.upper()}` | {'required' if item.default is MISSING else _code(item.default)} | {_cell(item.metadata['doc'])} |"
+        for item in fields(Settings)
+    ]
+    asked = ["| context setting | default | what it is |", "|---|---|---|"]
+    docs = {item.name: item.metadata["doc"] for item in fields(Settings)}
+    asked += [
+        f"| `{context.PREFIX}{name}` | {'required' if value is None else _code(value)} | {_cell(docs[name])} |" for name, value in context.asked().items()
+    ]
+    asked += [f"| `{context.PREFIX}{name}` | {_code(value)} | {_cell(doc)} |" for name, (value, doc) in context.OWN.items()]
+    return "\n".join(
+        [
+            "# Settings",
+            NOTE,
+            "The functions read their environment once, at the start. An unknown or a missing setting stops the start with one sentence.",
+            "On the laptop `make run` sets all of them; in AWS the stacks do.",
+            "",
+            *table,
+            "",
+            "## What a deployment is asked for",
+            "Given to the CDK as `-c name=value`. The stacks work out the other settings. A Redis URL with a password is refused, because it would",
+            "stand in the template: give `{{resolve:secretsmanager:<name>:SecretString:<field>}}` instead.",
+            "",
+            *asked,
+            "",
+        ]
+    )
+
+
+def errors_page() -> str:
+    """Every code a client can get."""
+    from heliograph import errors
+
+    table = ["| code | status | try again? | what it says |", "|---|---|---|---|"]
+    ours = {error.code: error for error in errors.catalogue() if error.__module__ == errors.__name__}
+    for code, error in sorted(ours.items(), key=lambda item: (item[1].status, item[0])):
+        table.append(f"| `{code}` | {error.status} | {'yes' if error.retryable else 'no'} | {_cell(error.sentence)} |")
+    return "\n".join(
+        [
+            "# Error codes",
+            NOTE,
+            "One shape on REST and in frames: `{code, message, retryable, retry_after_ms?, trace_id, re?}`. The status below is REST's; a frame has none.",
+            "Go by `code`: it is stable. `message` is for people and may say more than the sentence below. `retryable` means that the same request",
+            "may succeed later; wait at least `retry_after_ms` where it is given. API Gateway's own refusals have no code: go by the status there.",
+            "",
+            *table,
+            "",
+        ]
+    )
+
+
+def _code(value: object) -> str:
+    return f"`{value}`" if value != "" else "empty"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def main(arguments: list[str]) -> int:
+    """Writes both pages, or says which one is stale."""
+    sys.path.insert(0, str(ROOT))
+    pages = {"docs/settings.md": settings_page(), "docs/errors.md": errors_page()}
+    if arguments == ["--check"]:
+        stale = [name for name, text in pages.items() if not (ROOT / name).exists() or (ROOT / name).read_text(encoding="utf-8") != text]
+        if stale:
+            print(f"{' and '.join(stale)} do not say what the code says; run: python docs/generate.py", file=sys.stderr)
+        return 1 if stale else 0
+    for name, text in pages.items():
+        (ROOT / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

