@@ -374,8 +374,8 @@ async def _throttle(cast: Cast, link: ShapedLink, calling: Call, answered: Call)
         step["note"] = f"PESQ-WB {take['pesq_wb']:.2f}"
         cast.record.require(share > 0.8, f"Only {share:.0%} of the speech arrived after the rung change.")
         cast.record.require(take["pesq_wb"] >= LEAST_PESQ_THROTTLED, f"After the rung change speech scored PESQ-WB {take['pesq_wb']}.")
-        changed = after["ptime_ms"] != before["ptime_ms"] or after["bitrate_bps"] != before["bitrate_bps"]
-        cast.record.require(changed and after["sent_ptime_ms"] == after["ptime_ms"], f"The rung change did not reach the wire: {before} then {after}.")
+        changed = all(after[name] != before[name] for name in ("bitrate_bps", "sent_ptime_ms", "heard_ptime_ms"))
+        cast.record.require(changed, f"The rung change did not reach the wire: {before} then {after}.")
     cast.record.findings["rung_change"] = {
         "from": from_rung,
         "to": rung["rung"],
