@@ -1,4 +1,4 @@
-"""The CDK app: `python infra/cdk/app.py -c heliograph:stage=… ` writes CloudFormation templates; `cdk deploy` in this folder deploys them.
+"""The CDK app: `python infra/cdk/app.py -c heliograph:stage=…` writes CloudFormation templates; `cdk deploy` in this folder deploys them.
 
 Offline and without Docker. Templates go to CDK_OUTDIR, or to build/cdk.out.
 """
@@ -28,13 +28,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-c", "--context", action="append", default=[], metavar="heliograph:NAME=VALUE", help="a context setting, as for `cdk`")
     given = context.arguments(parser.parse_args().context)
-    app = App(outdir=os.environ.get("CDK_OUTDIR") or str(ROOT / "build/cdk.out"), analytics_reporting=False, tree_metadata=False)
+    chosen = {"@aws-cdk/core:defaultCrossStackReferences": "strong"}  # here and not in cdk.json: a synth without the CLI must give the same templates
+    app = App(outdir=os.environ.get("CDK_OUTDIR") or str(ROOT / "build/cdk.out"), context=chosen, analytics_reporting=False, tree_metadata=False)
     deployment = context.read({**app.node.get_all_context(), **given})
     with tempfile.TemporaryDirectory() as folder:
         state = State(app, deployment)
         Api(app, deployment, state, assets.stage_code(Path(folder)), lambda: assets.bundle_dependencies(ROOT / "build/layers"))
         assembly = app.synth()
-    print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")
+    if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
+        print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")
 
 
 def _choose_node() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,6 +247,14 @@ def test_secrets_bear_the_deployments_name_and_no_value(synthesised: Synthesised
     secrets = synthesised.of_type("AWS::SecretsManager::Secret").values()
     assert {secret["Name"] for secret in secrets} == {f"heliograph/test/{name}" for name in ("token-keys", "mongodb", "turn", "fcm")}
     assert not any("SecretString" in secret for secret in secrets)
+
+
+def test_cloudformation_finds_no_error_in_the_templates(synthesised: Synthesised) -> None:
+    templates = [str(path) for path in sorted(synthesised.folder.glob("*.template.json"))]
+    cfn_lint = str(Path(sys.executable).parent / "cfn-lint")
+    command = [cfn_lint, "--regions", "eu-west-1", "--non-zero-exit-code", "error", "--ignore-checks", "W3005", "--", *templates]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_another_synth_gives_the_same_templates_and_assets(synthesised: Synthesised, tmp_path: Path) -> None:
