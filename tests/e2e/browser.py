@@ -74,7 +74,7 @@ async def served(endpoints: dict[str, Any]) -> AsyncIterator[str]:
         return web.json_response(config)
 
     async def send_blank(_: web.Request) -> web.Response:
-        return web.Response(text="<!doctype html><title>blank</title>", content_type="text/html")
+        return web.Response(text="<!doctype html><link rel=icon href=data:,><title>blank</title>", content_type="text/html")
 
     async def send_demo(_: web.Request) -> web.FileResponse:
         return web.FileResponse(WEB / "demo" / "index.html")

@@ -1,0 +1,324 @@
+"""Real calls with headless Chromium through the whole local stack: page to page by the demo page, page to Python client by the web SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jwt
+import numpy as np
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from adapters.settings import now_ms
+from adapters.tokens_jwt import Tokens
+from heliograph.auth import TICKET_TYP
+from heliograph_client import Client, make_id
+from heliograph_client.opus import SAMPLE_RATE, PcmSource
+from local import voice
+from tests.e2e.browser import AS_RECORDED, WEB, chromium, faults, find_chromium, served, write_microphone
+from tests.running import ROOT, RunningStack
+
+pytestmark = pytest.mark.browser
+LEAD_S, SPEECH_S, TAIL_S = 4.0, 5.0, 1.0
+LEAST_PESQ = 3.8
+
+SIGN_IN = """
+async ([endpoints, user]) => {
+  const { Client } = await import("/dist/heliograph.js");
+  window.client = new Client(endpoints.rest_url, endpoints.socket_url);
+  await client.signIn(user.tenant_id, user.login, user.password);
+  return (await client.connect()).account_id;
+}
+"""
+CALL = """
+async ([room_id, account_id, audio]) => {
+  await client.join(room_id);
+  window.call = await client.call(room_id, account_id, { icePolicy: "relay", audio });
+  window.player = Object.assign(new Audio(), { autoplay: true, srcObject: call.remoteStream });
+  await call.connected();
+  return { path: await call.selectedPath(), ms: call.connectMs };
+}
+"""
+ANSWER_WHAT_COMES = """
+async ([room_id, audio]) => {
+  await client.join(room_id);
+  window.answered = new Promise((resolve) => {
+    client.onIncomingCall = async (incoming) => {
+      window.call = await incoming.answer({ icePolicy: "relay", audio });
+      window.player = Object.assign(new Audio(), { autoplay: true, srcObject: call.remoteStream });
+      await call.connected();
+      resolve({ path: await call.selectedPath(), ms: call.connectMs });
+    };
+  });
+}
+"""
+OPEN = """
+async ([socket_url, ticket]) => {
+  const { openSocket } = await import("/dist/heliograph.js");
+  try {
+    const socket = await openSocket(socket_url, ticket);
+    socket.close();
+    return "open";
+  } catch (error) {
+    return error.code;
+  }
+}
+"""
+
+
+def speech() -> voice.Samples:
+    return voice.speech(0)[: int(SPEECH_S * SAMPLE_RATE)]
+
+
+@pytest.fixture
+async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
+    microphone = write_microphone(tmp_path / "microphone.wav", voice.joined(np.zeros(int(LEAD_S * SAMPLE_RATE)), speech()))
+    async with chromium(microphone) as running:
+        yield running
+
+
+@pytest.fixture
+async def origin(stack: RunningStack) -> AsyncIterator[str]:
+    async with served(stack.endpoints()) as url:
+        yield url
+
+
+async def opened(browser: Browser, url: str) -> Page:
+    """A page with a profile of its own."""
+    page = await (await browser.new_context(viewport={"width": 1100, "height": 720})).new_page()
+    await page.goto(url)
+    return page
+
+
+@asynccontextmanager
+async def python_client(stack: RunningStack, login: str) -> AsyncIterator[Client]:
+    endpoints, user = stack.endpoints(), stack.user(login)
+    async with Client(endpoints["rest_url"], endpoints["socket_url"]) as client:
+        await client.sign_in(user["tenant_id"], user["login"], user["password"])
+        await client.connect()
+        yield client
+
+
+async def relay_rows(stack: RunningStack) -> list[dict[str, Any]]:
+    async with aiohttp.ClientSession() as http, http.get(stack.endpoints()["relay"]["stats_url"]) as response:
+        rows = await response.json(content_type=None)
+    found: list[dict[str, Any]] = rows if isinstance(rows, list) else rows["allocations"]
+    return found
+
+
+async def relayed_bytes(stack: RunningStack, account_id: str) -> int:
+    """Bytes the relay took from this account so far."""
+    return sum(int(row["from_client_bytes"]) for row in await relay_rows(stack) if account_id in row["username"])
+
+
+def note(request: pytest.FixtureRequest, **figures: object) -> None:
+    """Figures for the test report (junit) and for whoever runs with -s."""
+    for name, value in figures.items():
+        request.node.user_properties.append((name, value))
+    print(request.node.name, figures)
+
+
+async def sign_in(page: Page, stack: RunningStack, login: str) -> None:
+    """By the demo page's form."""
+    user = stack.user(login)
+    await page.get_by_label("Tenant").fill(user["tenant_id"])
+    await page.get_by_label("Login").fill(user["login"])
+    await page.get_by_label("Password").fill(user["password"])
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.locator("#me")).to_have_text(f"{login} of {user['tenant_id']}")
+
+
+async def kilobytes(page: Page, direction: str) -> float:
+    """What the demo page says has flowed."""
+    said = re.match(r"[\d.]+", await page.locator(f"#{direction}").inner_text())
+    return float(said[0]) if said else 0.0
+
+
+async def test_two_pages_talk_through_the_relay(stack: RunningStack, browser: Browser, origin: str, request: pytest.FixtureRequest) -> None:
+    ana, ben = await opened(browser, f"{origin}/demo/"), await opened(browser, f"{origin}/demo/")
+    heard = [faults(ana), faults(ben)]
+    await sign_in(ana, stack, "ana")
+    await ana.get_by_label("Meet").select_option("ben")
+    await ana.get_by_role("button", name="Open a room").click()
+    await expect(ana.locator("#room-name")).to_have_text("ana and ben")
+    await sign_in(ben, stack, "ben")
+    await expect(ana.locator("#people li[data-login=ben]")).to_have_attribute("data-status", "online")
+    before = {login: await relayed_bytes(stack, stack.user(login)["account_id"]) for login in ("ana", "ben")}
+
+    await ana.locator("#people li[data-login=ben]").get_by_role("button", name="Call").click()
+    await expect(ben.locator("#call-state")).to_have_text("ana is calling")
+    await ben.get_by_role("button", name="Answer").click()
+    for page, peer in ((ana, "ben"), (ben, "ana")):
+        await expect(page.locator("#call-state")).to_have_text(f"talking with {peer}", timeout=10_000)
+        await expect(page.locator("#path")).to_have_text("relay to relay over udp")
+        await expect(page.locator("#rung")).to_have_text(re.compile(r"^4 good: 32 kbit/s"), timeout=10_000)
+        await expect(page.locator("#reason")).to_contain_text("good holds")
+    await expect(ana.locator("#people li[data-login=ben]")).to_have_attribute("data-status", "on_a_call")
+
+    await ben.get_by_placeholder("Write to the room").fill("Can you hear me?")
+    await ben.get_by_role("button", name="Send").click()
+    await expect(ana.locator("#texts li")).to_contain_text("Can you hear me?")
+    first = {page: (await kilobytes(page, "sent"), await kilobytes(page, "received")) for page in (ana, ben)}
+    await asyncio.sleep(3)
+    for page, (sent, received) in first.items():
+        assert await kilobytes(page, "sent") > sent
+        assert await kilobytes(page, "received") > received + 3, "audio stopped flowing"
+    await ana.get_by_role("button", name="Mute").click()
+    await expect(ana.locator("#call-state")).to_have_text("talking with ben, muted")
+    (ROOT / "build").mkdir(exist_ok=True)
+    await ana.screenshot(path=ROOT / "build" / "demo.png")
+    note(request, connect_ms=await ana.locator("#connect-ms").inner_text())
+
+    relayed = {login: await relayed_bytes(stack, stack.user(login)["account_id"]) - before[login] for login in ("ana", "ben")}
+    assert all(grown > 10_000 for grown in relayed.values()), relayed
+    await ana.get_by_role("button", name="Hang up").click()
+    for page in (ana, ben):
+        await expect(page.locator("#call-state")).to_have_text("no call")
+    assert heard == [[], []]
+
+
+async def test_speech_from_chromium_reaches_the_python_client_and_back(
+    stack: RunningStack, browser: Browser, origin: str, request: pytest.FixtureRequest
+) -> None:
+    page = await opened(browser, f"{origin}/blank")
+    heard = faults(page)
+    ana_id = await page.evaluate(SIGN_IN, [stack.endpoints(), stack.user("ana")])
+    async with python_client(stack, "ben") as ben:
+        room_id = make_id("room")
+        await ben.create_room("Chromium meets Python", [ana_id], room_id)
+        await ben.join(room_id)
+        before = await relayed_bytes(stack, ana_id)
+        calling = asyncio.create_task(page.evaluate(CALL, [room_id, ben.session.account_id, AS_RECORDED]))
+        incoming = await ben.incoming_call(timeout_s=10)
+        answered = await incoming.answer(ice_policy="relay", source=PcmSource(voice.to_pcm(voice.speech(1))))
+        connected, _ = await asyncio.gather(calling, answered.connected())
+        assert connected["path"] == answered.selected_path() == {"local": "relay", "remote": "relay", "protocol": "udp"}
+        await asyncio.sleep(LEAD_S + SPEECH_S + TAIL_S)
+        totals, rungs, max_bitrate_bps = await page.evaluate("async () => [await call.totals(), call.rungs, call.maxBitrateBps]")
+        assert totals["receivedPackets"] > 300
+        assert totals["receivedEnergy"] > 0.01, "the page received packets, but silence"
+        assert rungs
+        assert max_bitrate_bps == rungs[-1]["audio"]["bitrate_bps"], "the browser's encoder follows the decision board"
+        assert await relayed_bytes(stack, ana_id) > before + totals["sentBytes"] / 2
+        await page.evaluate("() => call.hangup()")
+        assert await asyncio.wait_for(answered.ended(), 5) == "hangup"
+    pesq_wb = await asyncio.to_thread(voice.score, speech(), voice.from_pcm(answered.sink.pcm()))
+    note(request, connect_ms=connected["ms"], pesq_wb=round(pesq_wb, 3), lost=answered.sink.reorder.lost)
+    assert pesq_wb >= LEAST_PESQ
+    assert heard == []
+
+
+async def test_a_call_from_the_python_client_is_answered_in_chromium(
+    stack: RunningStack, browser: Browser, origin: str, request: pytest.FixtureRequest
+) -> None:
+    page = await opened(browser, f"{origin}/blank")
+    heard = faults(page)
+    ana_id = await page.evaluate(SIGN_IN, [stack.endpoints(), stack.user("ana")])
+    async with python_client(stack, "ben") as ben:
+        room = await ben.create_room("Python meets Chromium", [ana_id])
+        await ben.join(room["room_id"])
+        await page.evaluate(ANSWER_WHAT_COMES, [room["room_id"], AS_RECORDED])
+        call = await ben.call(room["room_id"], ana_id, "relay", source=PcmSource(voice.to_pcm(voice.speech(1))))
+        connected, _ = await asyncio.gather(page.evaluate("() => answered"), call.connected())
+        assert connected["path"] == call.selected_path() == {"local": "relay", "remote": "relay", "protocol": "udp"}
+        await asyncio.sleep(2)
+        assert call.sink.frames
+        assert (await page.evaluate("() => call.totals()"))["receivedEnergy"] > 0.001
+        await call.hangup()
+        assert await page.evaluate("() => call.ended") == "hangup"
+    note(request, connect_ms=connected["ms"])
+    assert heard == []
+
+
+async def test_a_page_uploads_a_file_and_downloads_it_by_link(stack: RunningStack, browser: Browser, origin: str) -> None:
+    page = await opened(browser, f"{origin}/blank")
+    await page.evaluate(SIGN_IN, [stack.endpoints(), stack.user("ana")])
+    same = """
+    async ([account_id, content]) => {
+      const room = await client.createRoom("Files", [account_id]);
+      const media_id = await client.uploadFile(room.room_id, new File([content], "plan.txt", { type: "text/plain" }));
+      return (await fetch(await client.downloadLink(media_id))).text();
+    }
+    """
+    content = secrets.token_hex(500)
+    assert await page.evaluate(same, [stack.user("ben")["account_id"], content]) == content
+
+
+def signed_again(stack: RunningStack, ticket: str, **changes: object) -> str:
+    """The ticket with other claims, signed by the stack's own key."""
+    keys = json.loads((stack.data_dir / "secrets.json").read_text())["token_keys"]
+    claims = jwt.decode(ticket, options={"verify_signature": False})
+    return Tokens(keys, issuer=claims["iss"], audience=claims["aud"]).sign(claims | {"jti": secrets.token_hex(8)} | changes, TICKET_TYP)
+
+
+def forged(ticket: str) -> str:
+    head, payload, signature = ticket.split(".")
+    return f"{head}.{payload}.{'A' if signature[0] != 'A' else 'B'}{signature[1:]}"
+
+
+async def test_expired_forged_and_used_tickets_are_refused_and_their_twins_pass(stack: RunningStack, browser: Browser, origin: str) -> None:
+    async with AsyncExitStack() as cleanup:
+        ana = await cleanup.enter_async_context(python_client(stack, "ana"))
+        page = await opened(browser, f"{origin}/blank")
+        socket_url = stack.endpoints()["socket_url"]
+
+        async def tried(ticket: str) -> str:
+            outcome: str = await page.evaluate(OPEN, [socket_url, ticket])
+            return outcome
+
+        ticket: str = (await ana.rest.call("POST", "/v1/tickets"))["ticket"]
+        now_s = now_ms() // 1_000
+        assert await tried(forged(ticket)) == "connection_lost"
+        assert await tried(signed_again(stack, ticket, exp=now_s - 1)) == "connection_lost"
+        assert await tried(signed_again(stack, ticket, exp=now_s + 20)) == "open", "the twin of the expired one"
+        assert await tried(ana.session.access_token) == "connection_lost", "an access token is no ticket"
+        assert await tried("") == "connection_lost"
+        assert await tried(ticket) == "open", "the twin of the forged one"
+        assert await tried(ticket) == "connection_lost", "a ticket is good once"
+
+
+async def test_bad_input_through_the_page_is_told_and_the_twin_passes(stack: RunningStack, browser: Browser, origin: str) -> None:
+    page = await opened(browser, f"{origin}/demo/")
+    await page.get_by_label("Login").fill("ana")
+    await page.get_by_label("Password").fill("wrong")
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.locator("#notice")).to_contain_text("credentials_invalid")
+    await sign_in(page, stack, "ana")
+    await expect(page.locator("#notice")).to_be_hidden()
+    refused = """
+    async ([endpoints, user, room_id]) => {
+      const { Client } = await import("/dist/heliograph.js");
+      const client = new Client(endpoints.rest_url, endpoints.socket_url);
+      await client.signIn(user.tenant_id, user.login, user.password);
+      await client.connect();
+      const code = (work) => work.then(() => "passed", (error) => error.code);
+      const room = await client.createRoom("Twin", []);
+      const codes = [
+        await code(client.sendText(room_id, "to a room that is not ours")),
+        await code(client.sendText(room.room_id, "")),
+        await code(client.sendText(room.room_id, "\\u{1f3a7}".repeat(9000))),
+        await code(client.request("explode", room.room_id)),
+        await code(client.sendText(room.room_id, "twin")),
+      ];
+      await client.close();
+      return codes;
+    }
+    """
+    codes = await page.evaluate(refused, [stack.endpoints(), stack.user("ana"), make_id("room")])
+    assert codes == ["not_found", "malformed", "too_large", "unknown_action", "passed"]
+
+
+def test_without_a_browser_one_sentence_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_chromium()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(AssertionError, match="apt install chromium"):
+        find_chromium()
+    assert WEB.is_dir()
