@@ -23,7 +23,7 @@ from heliograph_client import make_id
 from local.stack import Stack
 
 ROOMS, PER_ROOM = 10, 11
-RATES = (50, 100, 150)  # messages/s in, each delivered to ten sockets
+RATES = (50, 100, 150)
 ROUNDS, ROUND_S = 5, 4.0
 
 
@@ -101,7 +101,7 @@ async def round_at(rate: int, sockets: list[Socket], meter: list[Meter]) -> Mete
 async def main() -> None:
     table = Table("in /s", "out /s", "acknowledged", "delivered", "p50 ms", "p95 ms", "p99 ms")
     with tempfile.TemporaryDirectory() as folder:
-        async with Stack(Path(folder)) as stack, aiohttp.ClientSession() as http:
+        async with Stack(Path(folder)) as stack, aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             rooms, limit = [make_id("room") for _ in range(ROOMS)], asyncio.Semaphore(2)
             sockets = await asyncio.gather(*(open_socket(http, stack.endpoints, room_id, limit) for room_id in rooms for _ in range(PER_ROOM)))
             meter = [Meter()]
