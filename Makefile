@@ -58,7 +58,9 @@ bench: $(STAMP)/python $(STAMP)/system  ## side-by-side measurements, each print
 	@$(BIN)/python -m bench
 
 synth: $(STAMP)/infra  ## CloudFormation templates into build/cdk.out
-	@CDK_OUTDIR=build/cdk.out $(BIN)/python infra/cdk/app.py
+	@CDK_OUTDIR=build/cdk.out $(BIN)/python infra/cdk/app.py -c heliograph:stage=dev -c heliograph:redis_url=rediss://redis.example.com:6379 \
+		-c heliograph:turn_urls=turn:relay.example.com:3478
+	@echo "templates in build/cdk.out; infra/cdk/README.md says how to deploy them"
 
 clean:  ## forget what was built; .local (the laptop's data) stays
 	@rm -rf build clients/web/dist clients/web/node_modules $(STAMP)/web

@@ -156,7 +156,7 @@ FUNCTIONS: tuple[Function, ...] = (
             Http("POST", "/v1/tickets", "A one-time ticket for the WebSocket.", "signal:connect", answer="Ticket", status=201),
             Http("GET", "/v1/jwks.json", "The public keys of access tokens.", None, answer="KeySet"),
         ),
-        (*_REDIS, *_MONGO, Right("token_keys", "get")),
+        (*_MONGO, Right("token_keys", "get")),
         memory_mb=1024,  # argon2id is CPU and memory on purpose
     ),
     Function(
@@ -178,7 +178,7 @@ FUNCTIONS: tuple[Function, ...] = (
             Http("GET", "/v1/rooms/{room_id}", "One room.", "rooms:read", answer="Room", errors=("not_found",)),
             Http("GET", "/v1/rooms/{room_id}/events", "Events after a position.", "rooms:read", query="Position", answer="EventList", errors=("not_found",)),
         ),
-        _MONGO,
+        (*_REDIS, *_MONGO),
     ),
     Function(
         "devices",
