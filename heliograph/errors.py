@@ -4,6 +4,7 @@
       Malformed            400   the bytes are not what the protocol allows
         UnknownAction      400
         TooLarge           413
+        SdpInvalid         400   an SDP or a candidate line that must not be passed on
       Unauthenticated      401   who are you
         TokenExpired       401
         TokenInvalid       401
@@ -64,6 +65,11 @@ class UnknownAction(Malformed):
 class TooLarge(Malformed):
     code, status = "too_large", 413
     sentence = "The request is larger than allowed."
+
+
+class SdpInvalid(Malformed):
+    code = "sdp_invalid"
+    sentence = "The session description or the candidate is not of the form that browsers write."
 
 
 class Unauthenticated(HeliographError):
