@@ -15,7 +15,7 @@ import aiohttp
 import jwt
 import numpy as np
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, WebSocketRoute, expect
 
 from adapters.settings import now_ms
 from adapters.tokens_jwt import Tokens
@@ -23,12 +23,14 @@ from heliograph.auth import TICKET_TYP
 from heliograph_client import Client, make_id
 from heliograph_client.opus import SAMPLE_RATE, PcmSource
 from local import voice
+from local.shaped_link import ShapedLink
 from tests.e2e.browser import AS_RECORDED, WEB, chromium, faults, find_chromium, served, write_microphone
 from tests.running import ROOT, RunningStack
 
 pytestmark = pytest.mark.browser
 LEAD_S, SPEECH_S, TAIL_S = 4.0, 5.0, 1.0
 LEAST_PESQ = 3.8
+THROTTLED_BPS = 40_000
 
 SIGN_IN = """
 async ([endpoints, user]) => {
@@ -60,6 +62,12 @@ async ([room_id, audio]) => {
   });
 }
 """
+NARROW = """
+async (port) => {
+  const servers = await client.iceServers();
+  client.iceServers = async () => [{ ...servers.find((server) => server.username), urls: [`turn:127.0.0.1:${port}?transport=udp`] }];
+}
+"""
 OPEN = """
 async ([socket_url, ticket]) => {
   const { openSocket } = await import("/dist/heliograph.js");
@@ -82,6 +90,13 @@ def speech() -> voice.Samples:
 async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
     microphone = write_microphone(tmp_path / "microphone.wav", voice.joined(np.zeros(int(LEAD_S * SAMPLE_RATE)), speech()))
     async with chromium(microphone) as running:
+        yield running
+
+
+@pytest.fixture
+async def talkative(tmp_path: Path) -> AsyncIterator[Browser]:
+    """A browser whose microphone never falls silent, at least for as long as a test takes."""
+    async with chromium(write_microphone(tmp_path / "microphone.wav", np.tile(speech(), 8))) as running:
         yield running
 
 
@@ -142,8 +157,8 @@ async def kilobytes(page: Page, direction: str) -> float:
     return float(said[0]) if said else 0.0
 
 
-async def test_two_pages_talk_through_the_relay(stack: RunningStack, browser: Browser, origin: str, request: pytest.FixtureRequest) -> None:
-    ana, ben = await opened(browser, f"{origin}/demo/"), await opened(browser, f"{origin}/demo/")
+async def test_two_pages_talk_through_the_relay(stack: RunningStack, talkative: Browser, origin: str, request: pytest.FixtureRequest) -> None:
+    ana, ben = await opened(talkative, f"{origin}/demo/"), await opened(talkative, f"{origin}/demo/")
     heard = [faults(ana), faults(ben)]
     await sign_in(ana, stack, "ana")
     await ana.get_by_label("Meet").select_option("ben")
@@ -236,6 +251,70 @@ async def test_a_call_from_the_python_client_is_answered_in_chromium(
         assert await page.evaluate("() => call.ended") == "hangup"
     note(request, connect_ms=connected["ms"])
     assert heard == []
+
+
+async def test_on_a_narrow_link_the_browser_is_told_a_lower_rung_and_obeys(
+    stack: RunningStack, talkative: Browser, origin: str, request: pytest.FixtureRequest
+) -> None:
+    relay = stack.endpoints()["relay"]
+    page = await opened(talkative, f"{origin}/blank")
+    heard = faults(page)
+    ana_id = await page.evaluate(SIGN_IN, [stack.endpoints(), stack.user("ana")])
+    async with ShapedLink((relay["host"], int(relay["port"]))) as link, python_client(stack, "ben") as ben:
+        await page.evaluate(NARROW, link.address[1])
+        room = await ben.create_room("A narrow link", [ana_id])
+        calling = asyncio.create_task(page.evaluate(CALL, [room["room_id"], ben.session.account_id, AS_RECORDED]))
+        answered = await (await ben.incoming_call(timeout_s=10)).answer(ice_policy="relay")
+        await asyncio.gather(calling, answered.connected())
+        await page.wait_for_function("() => call.rungs.length > 0")
+        before = await page.evaluate("() => call.rungs.at(-1).rung")
+        assert {frame.samples for frame in answered.sink.frames[-20:]} == {960}
+
+        link.shape.rate_bps = THROTTLED_BPS
+        asked_ms = now_ms()
+        await page.wait_for_function("(rung) => call.rungs.at(-1).rung > rung", arg=before, timeout=20_000)
+        note(request, lower_rung_after_ms=now_ms() - asked_ms)
+        await asyncio.sleep(4)
+        lost, first = answered.sink.reorder.lost, len(answered.sink.frames)
+        await asyncio.sleep(2)
+        frames = answered.sink.frames[first:]
+        rungs, max_bitrate_bps = await page.evaluate("() => [call.rungs, call.maxBitrateBps]")
+        note(request, rungs=[(rung["name"], rung["reason"]["rule"]) for rung in rungs], lost_after=answered.sink.reorder.lost - lost)
+        assert max_bitrate_bps == rungs[-1]["audio"]["bitrate_bps"] < 32_000
+        assert {frame.samples for frame in frames} <= {48 * rung["audio"]["ptime_ms"] for rung in rungs[1:]}, (
+            "the wire carries the frame duration that was asked for"
+        )
+        assert sum(frame.samples for frame in frames) > 1.5 * SAMPLE_RATE, "speech goes on"
+        assert answered.sink.reorder.lost - lost <= 3, "the lower rung fits the link"
+        await page.evaluate("() => call.hangup()")
+    assert heard == []
+
+
+async def test_a_cut_socket_comes_back_and_brings_what_was_missed_once(stack: RunningStack, browser: Browser, origin: str) -> None:
+    page = await opened(browser, f"{origin}/blank")
+    sockets: list[WebSocketRoute] = []
+
+    def pass_through(socket: WebSocketRoute) -> None:
+        socket.connect_to_server()
+        sockets.append(socket)
+
+    await page.route_web_socket(re.compile(".*"), pass_through)
+    async with python_client(stack, "ben") as ben:
+        ana_id = await page.evaluate(SIGN_IN, [stack.endpoints(), stack.user("ana")])
+        room = await ben.create_room("A cut", [ana_id])
+        await page.evaluate(
+            "async (room_id) => { window.texts = []; client.on('message', (event) => texts.push(event.body.text)); await client.join(room_id); }",
+            room["room_id"],
+        )
+        await ben.send_text(room["room_id"], "before")
+        await page.wait_for_function("() => texts.length === 1")
+        await sockets[0].close(code=1001)
+        await ben.send_text(room["room_id"], "meanwhile")
+        await page.wait_for_function("() => texts.length > 1", timeout=10_000)
+        await ben.send_text(room["room_id"], "after")
+        await page.wait_for_function("() => texts.length > 2", timeout=10_000)
+        assert await page.evaluate("() => texts") == ["before", "meanwhile", "after"]
+        assert len(sockets) == 2
 
 
 async def test_a_page_uploads_a_file_and_downloads_it_by_link(stack: RunningStack, browser: Browser, origin: str) -> None:

@@ -7,6 +7,7 @@ import { HeliographError, type Json, ours, text, whole } from "./errors";
 import type { HeliographEvent } from "./frames";
 import { makeId, newTraceId } from "./ids";
 import { PathMeter, type Row, type SelectedPath, type StatsBody, type Totals, selectedPath, totals } from "./path";
+import { type AudioProfile, asking, describedPart } from "./sdp";
 
 export type IcePolicy = "relay" | "all";
 export type Reason = "hangup" | "declined" | "busy" | "failed";
@@ -33,7 +34,7 @@ export interface Rung {
   call_id: string;
   rung: number;
   name: string;
-  audio: { bitrate_bps: number; channels: number; ptime_ms: number; fec: boolean; loss_percent: number; dtx: boolean };
+  audio: AudioProfile;
   video: { is_on: boolean; max_height: number; max_fps: number; max_bps: number };
   action: string;
   reason: { rule: string; inputs: Record<string, number | boolean>; to_step_up: string };
@@ -63,6 +64,7 @@ export class Call {
   #early: Json[] = []; // candidates that came before the peer's description
   #reporting: ReturnType<typeof setInterval> | undefined;
   #ownStream: MediaStream | undefined;
+  #described = ""; // the described part of the profile in force
   #startedAtMs = performance.now();
 
   constructor(
@@ -213,19 +215,43 @@ export class Call {
     await this.#pc.addIceCandidate({ candidate: text(body["candidate"]) ?? "", sdpMid, sdpMLineIndex });
   }
 
-  /** Bitrate and frame duration change in the running encoder; channels, FEC and DTX stay as negotiated, browsers have no control for them. */
   async #applyRung(rung: Rung): Promise<void> {
-    const sender = this.#pc.getSenders()[0];
-    const parameters = sender?.getParameters();
-    const encoding = parameters?.encodings[0] as (RTCRtpEncodingParameters & { adaptivePtime?: boolean }) | undefined;
-    if (sender && parameters && encoding && encoding.maxBitrate !== rung.audio.bitrate_bps) {
-      encoding.maxBitrate = rung.audio.bitrate_bps;
-      encoding.adaptivePtime = rung.audio.ptime_ms > 20; // Chromium; others ignore it
-      await sender.setParameters(parameters);
-      this.#meter.restart();
-    }
+    const before = this.rungs.at(-1)?.audio;
+    await this.#setBitrate(rung.audio.bitrate_bps);
+    await this.#describeAnew(rung.audio);
+    if (before?.bitrate_bps !== rung.audio.bitrate_bps || before.ptime_ms !== rung.audio.ptime_ms) this.#meter.restart();
     this.rungs.push(rung);
     this.onChange();
+  }
+
+  async #setBitrate(bitrateBps: number): Promise<void> {
+    const sender = this.#pc.getSenders()[0];
+    const parameters = sender?.getParameters();
+    const encoding = parameters?.encodings[0];
+    if (!sender || !parameters || !encoding || encoding.maxBitrate === bitrateBps) return;
+    encoding.maxBitrate = bitrateBps;
+    await sender.setParameters(parameters);
+  }
+
+  /** Frame duration, channels, FEC and DTX: the peer's description is applied anew, on this side only; ICE and DTLS go on as they are. */
+  async #describeAnew(audio: AudioProfile): Promise<void> {
+    const remote = this.#pc.remoteDescription;
+    if (!remote || this.#pc.signalingState !== "stable" || this.#described === describedPart(audio)) return;
+    const asked = { type: remote.type, sdp: asking(remote.sdp, audio) };
+    try {
+      if (remote.type === "answer") await this.#pc.setLocalDescription(await this.#pc.createOffer());
+      await this.#pc.setRemoteDescription(asked);
+      if (remote.type === "offer") await this.#pc.setLocalDescription(await this.#pc.createAnswer());
+      this.#described = describedPart(audio);
+    } catch (error) {
+      console.warn("heliograph: only the bitrate of the rung is in force", error);
+      await this.#rollBack();
+    }
+  }
+
+  async #rollBack(): Promise<void> {
+    if (this.#pc.signalingState === "have-local-offer") await this.#pc.setLocalDescription({ type: "rollback" });
+    if (this.#pc.signalingState === "have-remote-offer") await this.#pc.setRemoteDescription({ type: "rollback" });
   }
 
   #onState(): void {

@@ -28,6 +28,7 @@ export interface StatsBody {
 }
 
 const PACKET_OVERHEAD_BYTES = 38; // IPv4 20, UDP 8, SRTP tag 10; RTP's own header is counted in headerBytesSent
+const WINDOW_MS = 2_500;
 const CONGESTED_LOSS = 0.02;
 const CONGESTED_QUEUE_MS = 100;
 
@@ -58,34 +59,40 @@ export function totals(rows: Row[]): Totals {
 
 /** Turns successive statistics into reports. */
 export class PathMeter {
-  #last: { atMs: number; wireBytes: number } | undefined;
+  #window: { atMs: number; wireBytes: number }[] = [];
   #leastRttS: number | undefined;
-  #ignoredReport: unknown; // a receiver report made before the last change of rate says nothing about the present one
-  #newestReport: unknown;
+  #newestReport: unknown; // when the peer's last receiver report came
+  #isSkipping: "newest" | "next" | "none" = "none";
 
-  /** The sender changed its rate: losses of the old one must not be read as the new one's. */
+  /** The sender changed its rate: the receiver report at hand is about the old one, and the next is about both. */
   restart(): void {
-    this.#ignoredReport = this.#newestReport;
-    this.#last = undefined;
+    this.#isSkipping = "newest";
+    this.#window = [];
   }
 
-  /** The report since the last call. `hasFeedback`: transport-wide feedback was negotiated, so the browser's bandwidth estimate means something. */
+  /** The report since about two seconds ago. `hasFeedback`: transport-wide feedback was negotiated, so the browser's bandwidth estimate means something. */
   report(rows: Row[], nowMs: number, hasFeedback: boolean): StatsBody {
-    const remote = audio(rows, "remote-inbound-rtp");
-    this.#newestReport = remote?.["timestamp"];
-    const isFresh = remote !== undefined && this.#newestReport !== this.#ignoredReport;
+    const remote = this.#fresh(audio(rows, "remote-inbound-rtp"));
     const pair = selectedPair(rows);
-    const rttS = (isFresh ? number(remote, "roundTripTime") : undefined) ?? number(pair, "currentRoundTripTime");
+    const rttS = number(remote, "roundTripTime") ?? number(pair, "currentRoundTripTime");
     if (rttS !== undefined) this.#leastRttS = Math.min(rttS, this.#leastRttS ?? rttS);
     const body: StatsBody = { has_video: false };
     put(body, "sent_bps", this.#sentBps(rows, nowMs));
     put(body, "rtt_ms", milliseconds(rttS));
     put(body, "queue_ms", rttS === undefined ? undefined : milliseconds(rttS - (this.#leastRttS ?? rttS)));
-    put(body, "jitter_ms", isFresh ? milliseconds(number(remote, "jitter")) : undefined);
-    put(body, "loss", isFresh ? rounded(number(remote, "fractionLost"), 4) : undefined);
+    put(body, "jitter_ms", milliseconds(number(remote, "jitter")));
+    put(body, "loss", rounded(number(remote, "fractionLost"), 4));
     const isCongested = (body.loss ?? 0) > CONGESTED_LOSS || (body.queue_ms ?? 0) > CONGESTED_QUEUE_MS;
     if (hasFeedback && isCongested) put(body, "available_bps", rounded(number(pair, "availableOutgoingBitrate"), 0)); // else audio alone never shows the path's limit
     return body;
+  }
+
+  /** The peer's receiver report, if it is about the present rate. */
+  #fresh(remote: Row | undefined): Row | undefined {
+    const isNew = remote?.["timestamp"] !== this.#newestReport;
+    this.#newestReport = remote?.["timestamp"];
+    if (isNew && this.#isSkipping !== "none") this.#isSkipping = this.#isSkipping === "newest" ? "next" : "none";
+    return this.#isSkipping === "none" ? remote : undefined;
   }
 
   #sentBps(rows: Row[], nowMs: number): number | undefined {
@@ -93,9 +100,9 @@ export class PathMeter {
     if (!sent) return undefined;
     const packets = number(sent, "packetsSent") ?? 0;
     const wireBytes = (number(sent, "bytesSent") ?? 0) + (number(sent, "headerBytesSent") ?? 12 * packets) + PACKET_OVERHEAD_BYTES * packets;
-    const before = this.#last;
-    this.#last = { atMs: nowMs, wireBytes };
-    return before && nowMs > before.atMs ? Math.round(((wireBytes - before.wireBytes) * 8_000) / (nowMs - before.atMs)) : undefined;
+    this.#window = [...this.#window.filter((old) => nowMs - old.atMs <= WINDOW_MS), { atMs: nowMs, wireBytes }];
+    const first = this.#window[0];
+    return first && nowMs > first.atMs ? Math.round(((wireBytes - first.wireBytes) * 8_000) / (nowMs - first.atMs)) : undefined;
   }
 }
 

@@ -45,13 +45,22 @@ test("a congested path reports the browser's estimate, if feedback was negotiate
   assert.equal(meter.report(congested, 2_000, false).available_bps, undefined);
 });
 
-test("after a change of rate the losses of the old one are not reported again", () => {
+test("after a change of rate the report at hand and the next one, which straddles the change, are passed over", () => {
   const meter = new PathMeter();
   const lossy = rows({ rtcpAt: 2, loss: 0.25 });
   assert.equal(meter.report(lossy, 0, true).loss, 0.25);
   meter.restart();
   assert.deepEqual(meter.report(lossy, 1_000, true), { has_video: false, rtt_ms: 1, queue_ms: 0 });
-  assert.equal(meter.report(rows({ rtcpAt: 3, loss: 0.01 }), 2_000, true).loss, 0.01);
+  assert.equal(meter.report(rows({ rtcpAt: 3, loss: 0.2 }), 2_000, true).loss, undefined);
+  assert.equal(meter.report(rows({ rtcpAt: 3, loss: 0.2 }), 3_000, true).loss, undefined);
+  assert.equal(meter.report(rows({ rtcpAt: 4, loss: 0.01 }), 4_000, true).loss, 0.01);
+});
+
+test("the rate is that of the last two seconds, so that a pause between words is not read as a slow path", () => {
+  const meter = new PathMeter();
+  const totalBytes = [0, 4_000, 8_000, 8_000, 8_000, 8_000];
+  const rates = totalBytes.map((bytes, second) => meter.report(rows({ bytes }), second * 1_000, true).sent_bps);
+  assert.deepEqual(rates, [undefined, 32_000, 32_000, 16_000, 0, 0]);
 });
 
 test("statistics of a call that has not begun make an empty report", () => {
