@@ -16,6 +16,12 @@
         UploadMissing      409
         ChecksumMismatch   409
         InProgress         409   the same Idempotency-Key is being handled
+        OutOfOrder         409   a later frame of the socket was taken already
+        ConnectedElsewhere 409   a newer socket of the same device has taken over
+        Glare              409   both sides offered; the other one's offer stands
+        NegotiationStale   409   an offer or answer of a negotiation that is over
+        CallAnswered       409   another device of the account has the call
+        CallEnded          409
       RateLimited          429
       Unavailable          503   a store or service is out of reach: try again
       Internal             500   our fault; the log has the trace_id
@@ -125,6 +131,36 @@ class ChecksumMismatch(Conflict):
 class InProgress(Conflict):
     code, retryable = "in_progress", True
     sentence = "The first request with this Idempotency-Key is still being handled."
+
+
+class Glare(Conflict):
+    code = "glare"
+    sentence = "The other side has offered too, and its offer stands: roll yours back and answer that one."
+
+
+class NegotiationStale(Conflict):
+    code = "negotiation_stale"
+    sentence = "This negotiation is over or was never begun; roll back, and offer again with a new negotiation_id if you still need to."
+
+
+class CallAnswered(Conflict):
+    code = "call_answered"
+    sentence = "Another device of your account has answered this call."
+
+
+class CallEnded(Conflict):
+    code = "call_ended"
+    sentence = "The call has ended; a new one needs a new call_id."
+
+
+class OutOfOrder(Conflict):
+    code, retryable = "out_of_order", True
+    sentence = "A later frame of this socket was taken before this one; send it again with a fresh client_seq."
+
+
+class ConnectedElsewhere(Conflict):
+    code = "connected_elsewhere"
+    sentence = "A newer socket of this device has taken over; this one is closed."
 
 
 class RateLimited(HeliographError):
