@@ -13,14 +13,16 @@ from aiohttp import web
 
 from adapters import sigv4
 from functions.routes import Function
+from local.gateway_admin import AdminApi
 from local.gateway_connections import ConnectionsApi
+from local.gateway_faults import Faults
 from local.gateway_http import HttpApi
-from local.gateway_limits import Invoke, Limits
+from local.gateway_limits import Invoke, Limits, Throttle
 from local.gateway_sockets import SocketApi
 
 
 class Gateway:
-    """Both APIs. `http_url`, `socket_url` and `connections_url` hold once it is started."""
+    """Both APIs and a way for tests to disturb them. `http_url`, `socket_url`, `connections_url` and `admin_url` hold once it is started."""
 
     def __init__(
         self,
@@ -34,14 +36,16 @@ class Gateway:
         allow_origins: Sequence[str] = (),
     ) -> None:
         self._limits, self._stage = limits or Limits(), stage
-        self._http = HttpApi(functions, invoke, self._limits, region, allow_origins)
-        self._sockets = SocketApi(functions, invoke, self._limits, stage, region)
-        self._connections = ConnectionsApi(self._sockets, self._limits, stage=stage, region=region, credentials=credentials)
+        throttle, faults = Throttle(self._limits), Faults()
+        self._http = HttpApi(functions, invoke, self._limits, region, allow_origins, throttle)
+        self._sockets = SocketApi(functions, invoke, self._limits, stage, region, throttle=throttle, faults=faults)
+        self._connections = ConnectionsApi(self._sockets, self._limits, stage=stage, region=region, credentials=credentials, throttle=throttle, faults=faults)
+        self._admin = AdminApi(self._sockets, faults)
         self._runner: web.ServerRunner | None = None
-        self.http_url = self.socket_url = self.connections_url = ""
+        self.http_url = self.socket_url = self.connections_url = self.admin_url = ""
 
-    async def start(self, host: str = "127.0.0.1", http_port: int = 0, socket_port: int = 0) -> None:
-        """Listen; port 0 takes a free one."""
+    async def start(self, host: str = "127.0.0.1", http_port: int = 0, socket_port: int = 0, admin_port: int = 0) -> None:
+        """Listen; port 0 takes a free one. The admin endpoint is on loopback whatever the host."""
         server = web.Server(self._handle, request_factory=self._request)
         self._runner = web.ServerRunner(server, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
@@ -49,9 +53,11 @@ class Gateway:
         self.http_url = f"http://{host}:{self._runner.addresses[0][1]}"
         self.connections_url = f"{self.http_url}/{self._stage}"
         self.socket_url = f"ws://{host}:{await self._sockets.start(host, socket_port)}/{self._stage}"
+        self.admin_url = await self._admin.start(admin_port)
 
     async def close(self) -> None:
         """Close every socket, then stop listening for HTTP: `$disconnect` may still post."""
+        await self._admin.close()
         await self._sockets.close()
         if self._runner is not None:
             await self._runner.cleanup()

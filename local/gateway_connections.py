@@ -5,6 +5,7 @@ Source: API Gateway developer guide, "Use @connections commands in your backend 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -17,7 +18,8 @@ from websockets.exceptions import ConnectionClosed
 
 from adapters import sigv4
 from local import gateway_events as events
-from local.gateway_limits import Limits
+from local.gateway_faults import Faults
+from local.gateway_limits import THROTTLED, Limits, Throttle
 from local.gateway_sockets import Connection, SocketApi
 
 _CONNECTION_ID: Final = re.compile(r"[A-Za-z0-9_-]{15}=")
@@ -26,12 +28,14 @@ _CONNECTION_ID: Final = re.compile(r"[A-Za-z0-9_-]{15}=")
 class ConnectionsApi:
     """Answers the requests under `/{stage}/@connections/`."""
 
-    def __init__(self, sockets: SocketApi, limits: Limits, *, stage: str, region: str, credentials: sigv4.Credentials) -> None:
-        self._sockets, self._limits, self._region, self._credentials = sockets, limits, region, credentials
+    def __init__(
+        self, sockets: SocketApi, limits: Limits, *, stage: str, region: str, credentials: sigv4.Credentials, throttle: Throttle, faults: Faults
+    ) -> None:
+        self._sockets, self._limits, self._region, self._credentials, self._throttle, self._faults = sockets, limits, region, credentials, throttle, faults
         self.prefix = f"/{stage}/@connections/"
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """One request. The order of the checks is AWS's: signature, form of the id, size, existence."""
+        """One request. The order of the checks is AWS's: signature, form of the id, size, existence; that the rate comes after the signature is assumed."""
         body = await request.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
         try:
@@ -40,6 +44,8 @@ class ConnectionsApi:
             )
         except sigv4.SignatureRefused as refused:
             return _refusal(403, "ForbiddenException", refused.message)
+        if not self._throttle.admits("", asyncio.get_running_loop().time()):
+            return _refusal(429, "LimitExceededException", THROTTLED)
         connection_id = unquote(request.raw_path.partition("?")[0][len(self.prefix) :])
         if not _CONNECTION_ID.fullmatch(connection_id):
             return _refusal(400, "BadRequestException", f"Invalid connectionId: {connection_id}")
@@ -59,8 +65,18 @@ class ConnectionsApi:
         return _refusal(403, "ForbiddenException", "Missing Authentication Token")
 
     async def _post(self, connection: Connection, body: bytes) -> web.Response:
+        match self._faults.post(connection.handshake.connection_id):
+            case "post_410":
+                return _refusal(410, "GoneException")
+            case "post_429":
+                return _refusal(429, "LimitExceededException", THROTTLED)
+            case "post_500":
+                return _refusal(500, "InternalServerErrorException", "Internal server error")
+            case "post_hang":
+                await asyncio.sleep(self._faults.settings.hang_s)
+                return _refusal(504, "GatewayTimeoutException", "Endpoint request timed out")
         if connection.waiting_bytes > self._limits.client_buffer_bytes:
-            return _refusal(429, "LimitExceededException", "Too Many Requests")
+            return _refusal(429, "LimitExceededException", THROTTLED)
         try:
             await connection.send(body)
         except ConnectionClosed:

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 
 from functions.routes import Authorizer, Function, Http
 from local import gateway_events as events
-from local.gateway_limits import Invoke, Limits
+from local.gateway_limits import THROTTLED, Invoke, Limits, Throttle
 from local.lambdas import FunctionError
 
 _log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ class _Refused(Exception):
 class HttpApi:
     """Answers the requests of the HTTP API."""
 
-    def __init__(self, functions: Sequence[Function], invoke: Invoke, limits: Limits, region: str, allow_origins: Sequence[str]) -> None:
-        self._invoke, self._limits, self._region, self._allow_origins = invoke, limits, region, frozenset(allow_origins)
+    def __init__(self, functions: Sequence[Function], invoke: Invoke, limits: Limits, region: str, allow_origins: Sequence[str], throttle: Throttle) -> None:
+        self._invoke, self._limits, self._region, self._allow_origins, self._throttle = invoke, limits, region, frozenset(allow_origins), throttle
         found = [(function.name, route) for function in functions for route in function.routes if isinstance(route, Http)]
         self._routes = [_Route(name, route, _pattern(route.path)) for name, route in sorted(found, key=lambda pair: pair[1].path.count("{"))]
         identities = {route.identity_header: function.name for function in functions for route in function.routes if isinstance(route, Authorizer)}
@@ -88,6 +88,8 @@ class HttpApi:
     async def _answer(self, incoming: web.BaseRequest, request_id: str) -> events.HttpAnswer:
         path, _, query = incoming.raw_path.partition("?")
         found, parameters = self._find(incoming.method, path)
+        if not self._throttle.admits(found.route.key, asyncio.get_running_loop().time()):
+            return events.http_refusal(429, THROTTLED)
         try:
             body = await incoming.read()
         except web.HTTPRequestEntityTooLarge:

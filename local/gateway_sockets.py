@@ -2,12 +2,15 @@
 
 Messages of one connection are invoked concurrently, as AWS does: nothing orders them across invocations.
 Source: API Gateway developer guide, "WebSocket APIs"; the shapes of events and answers stand in gateway_events.
+Documented are the quotas; assumed is how a throttled client hears of it: 429 at the handshake, the gateway's own frame on an open socket. Observed of AWS, not
+documented: 1001 "Going away" when a socket idled or lived too long. Only messages count as activity; whether a protocol ping does is documented nowhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import logging
 import secrets
@@ -24,11 +27,14 @@ from websockets.typing import Subprotocol
 
 from functions.routes import Authorizer, Function, Socket
 from local import gateway_events as events
-from local.gateway_limits import Invoke, Limits
+from local.gateway_faults import Faults
+from local.gateway_limits import THROTTLED, Invoke, Limits, Throttle
 from local.lambdas import FunctionError
 
 _log = logging.getLogger(__name__)
 _BAD_GATEWAY = 502
+_GOING_AWAY = (1001, "Going away")
+_BACKLOG = 4096  # a reconnect storm waits in the kernel, as it would at AWS's edge; the kernel caps it (net.core.somaxconn)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -39,6 +45,12 @@ class Connection:
     socket: ServerConnection
     subprotocol: str | None
     last_active_at_ms: int
+    opened_s: float  # the loop's clock
+    active_s: float
+
+    def touch(self) -> None:
+        """A message went one way or the other."""
+        self.last_active_at_ms, self.active_s = _now_ms(), asyncio.get_running_loop().time()
 
     @property
     def waiting_bytes(self) -> int:
@@ -47,7 +59,7 @@ class Connection:
 
     async def send(self, data: str | bytes) -> None:
         """One text message to the client; raises ConnectionClosed."""
-        self.last_active_at_ms = _now_ms()
+        self.touch()
         await self.socket.send(data, text=True)
 
 
@@ -60,14 +72,16 @@ class _Refused(Exception):
 class SocketApi:
     """Carries the sockets; `connections` holds those that are open, by connection id."""
 
-    def __init__(self, functions: Sequence[Function], invoke: Invoke, limits: Limits, stage: str, region: str) -> None:
-        self._invoke, self._limits, self._stage, self._region = invoke, limits, stage, region
+    def __init__(self, functions: Sequence[Function], invoke: Invoke, limits: Limits, stage: str, region: str, *, throttle: Throttle, faults: Faults) -> None:
+        self._invoke, self._limits, self._stage, self._region, self._throttle, self._faults = invoke, limits, stage, region, throttle, faults
         self._routes = {route.key: (function.name, route) for function in functions for route in function.routes if isinstance(route, Socket)}
         identities = {route.identity_header: function.name for function in functions for route in function.routes if isinstance(route, Authorizer)}
         self._authorizer = identities.get("sec-websocket-protocol")
         self.connections: dict[str, Connection] = {}
         self._opening: dict[ServerConnection, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
+        self._expiry: asyncio.Task[None] | None = None
         self._server: Server | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -76,6 +90,7 @@ class SocketApi:
             self._receive,
             host,
             port,
+            backlog=_BACKLOG,
             process_request=self._open,
             select_subprotocol=self._select_subprotocol,
             compression=None,
@@ -86,23 +101,48 @@ class SocketApi:
             max_size=(self._limits.message_bytes, self._limits.frame_bytes),
             write_limit=self._limits.client_buffer_bytes + 2 * self._limits.message_bytes,  # refused with 429 before a send has to wait
         )
+        self._expiry = asyncio.get_running_loop().create_task(self._expire())
         port_found: int = next(iter(self._server.sockets)).getsockname()[1]
         return port_found
 
     async def close(self) -> None:
         """Close every socket with 1001, tell `$disconnect`, end."""
+        self._closing.set()
+        if self._expiry is not None:
+            self._expiry.cancel()
         if self._server is not None:
-            self._server.close()
+            self._server.close(code=_GOING_AWAY[0], reason=_GOING_AWAY[1])
             await self._server.wait_closed()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=5)
             for task in late:
                 task.cancel()
 
-    def drop(self, connection: Connection) -> None:
+    @property
+    def handshaking(self) -> int:
+        """Sockets that `$connect` has admitted and that are not open yet."""
+        return len(self._opening)
+
+    def drop(self, connection: Connection, code: int = 1000, reason: str = "") -> None:
         """Close one socket from our side; it is gone at once, the closing handshake follows."""
         self.connections.pop(connection.handshake.connection_id, None)
-        self._spawn(connection.socket.close(1000, ""))
+        self._spawn(connection.socket.close(code, reason))
+
+    def cut(self, count: int | None = None) -> int:
+        """Break the oldest `count` sockets, or all of them, without a close frame; answers how many."""
+        chosen = list(self.connections.values())[:count]
+        for connection in chosen:
+            connection.socket.transport.abort()
+        return len(chosen)
+
+    async def _expire(self) -> None:
+        """Close what has idled or lived too long: one timer for all of them."""
+        idle_s, life_s, loop = self._limits.real_idle_s, self._limits.real_connection_s, asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(1.0, idle_s / 20, life_s / 20))
+            now_s = loop.time()
+            for connection in [c for c in self.connections.values() if now_s - c.active_s >= idle_s or now_s - c.opened_s >= life_s]:
+                self.drop(connection, *_GOING_AWAY)
 
     # --- handshake
 
@@ -113,6 +153,8 @@ class SocketApi:
         try:
             if path.rstrip("/") != f"/{self._stage}":
                 raise _Refused(403, "Forbidden")
+            if not self._throttle.admits_connection(asyncio.get_running_loop().time()):
+                raise _Refused(429, THROTTLED)
             remote = socket.remote_address
             handshake = events.Handshake(connection_id, self._stage, list(request.headers.raw_items()), query, remote[0] if remote else "127.0.0.1", _now_ms())
             handshake = await self._authorize(handshake, request_id)
@@ -120,7 +162,8 @@ class SocketApi:
         except _Refused as refused:
             body = events.error_frame(refused.text, connection_id, request_id) if refused.text else ""
             return _response(refused.status, body)
-        connection = Connection(handshake, socket, subprotocol, _now_ms())
+        now_s = asyncio.get_running_loop().time()
+        connection = Connection(handshake, socket, subprotocol, _now_ms(), now_s, now_s)
         self._opening[socket] = connection
         self._spawn(self._until_closed(connection))
         return None
@@ -173,7 +216,7 @@ class SocketApi:
                 if isinstance(data, bytes):
                     await socket.close(1003, "Binary is not supported")
                     return
-                connection.last_active_at_ms = _now_ms()
+                connection.touch()
                 self._spawn(self._message(connection, data))
         except ConnectionClosed:
             pass
@@ -183,6 +226,9 @@ class SocketApi:
         key = events.select_route(body, self._routes)
         if key is None:
             await self._send(connection, events.error_frame("Forbidden", handshake.connection_id, request_id))
+            return
+        if not self._throttle.admits(key, asyncio.get_running_loop().time()):
+            await self._send(connection, events.error_frame(THROTTLED, handshake.connection_id, request_id))
             return
         function, route = self._routes[key]
         event = events.message_event(handshake, key, request_id, _new_request_id(), body, _now_ms())
@@ -210,9 +256,14 @@ class SocketApi:
         self.connections.pop(handshake.connection_id, None)
         if "$disconnect" not in self._routes:
             return
-        frame = socket.protocol.close_rcvd or socket.protocol.close_sent
-        code, reason = (int(frame.code), frame.reason) if frame else (1006, "")
-        event = events.disconnect_event(handshake, _new_request_id(), code, reason, _now_ms())
+        event = events.disconnect_event(handshake, _new_request_id(), *_how_closed(socket), _now_ms())
+        for delay_s in self._faults.disconnects():
+            if delay_s:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), delay_s)
+            await self._disconnect(event)
+
+    async def _disconnect(self, event: events.Event) -> None:
         try:
             await asyncio.wait_for(self._invoke(self._routes["$disconnect"][0], event), self._limits.socket_timeout_s)
         except (FunctionError, TimeoutError) as error:
@@ -222,6 +273,13 @@ class SocketApi:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _how_closed(socket: ServerConnection) -> tuple[int, str]:
+    """Code and reason of whoever closed first; 1006 when nobody said anything."""
+    protocol = socket.protocol
+    frame = protocol.close_rcvd if protocol.close_rcvd_then_sent else protocol.close_sent or protocol.close_rcvd
+    return (int(frame.code), frame.reason) if frame else (1006, "")
 
 
 def new_connection_id() -> str:
