@@ -109,6 +109,7 @@ _BY_CODE: dict[str, type[RefusedError]] = {
     "upload_missing": ConflictError,
     "checksum_mismatch": ConflictError,
     "in_progress": ConflictError,
+    "out_of_order": ConflictError,
     "rate_limited": RateLimitedError,
     "unavailable": ServerError,
     "internal": ServerError,
