@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from heliograph.errors import CallAnswered, CallEnded, Glare, NegotiationStale
-from heliograph.negotiation import Action, Call, Device, Signal, Tell, request
+from heliograph.negotiation import RING_S, Action, Call, Device, Signal, Tell, expire, request
 
 ANA, BEN = "acc_a", "acc_b"
 
@@ -89,8 +89,6 @@ class Peer:
         self.is_polite = told.is_polite
         if self.local == told.negotiation_id:
             self.agreed, self.local = told.negotiation_id, None
-        elif self.agreed != told.negotiation_id:
-            self.wants_offer = True  # the peer answered what we rolled back: negotiate anew
 
     def be_refused(self, told: Told) -> None:
         if told.refusal in (CallEnded, CallAnswered):
@@ -184,6 +182,9 @@ class World:
         self.settle()
         if self.call is None:
             return
+        if self.call.state == "ringing":  # the offer or the hang-up got lost, and nobody is left who would repeat it
+            self.now_ms += RING_S * 1_000
+            self.call, _ = expire(self.call, self.now_ms)
         holder = next((peer for peer in self.callees if peer.device.device_id == self.call.answered_by), None)
         if self.call.state != "ended" and holder is not None:
             self.probe(holder)
