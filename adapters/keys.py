@@ -7,6 +7,7 @@ ROOM_LIVE_S = CONNECTION_S
 LAST_SEEN_S = 30 * 86_400
 BOARD_S = 300
 HEAD_S = 86_400
+PRESENCE_GATE_MS = 1_000
 TICKET_MARK_S = 60
 
 
@@ -30,6 +31,26 @@ def ticket(tenant_id: str, account_id: str, jti: str) -> str:
     return f"hg:{{{tenant_id}/{account_id}}}:ticket:{jti}"
 
 
+def last_seq(tenant_id: str, account_id: str, connection_id: str) -> str:
+    """Text: the highest client_seq of a socket that was handled. Owner: signaling."""
+    return f"hg:{{{tenant_id}/{account_id}}}:seq:{connection_id}"
+
+
+def presence_gate(tenant_id: str, account_id: str) -> str:
+    """Mark: presence was told less than a second ago. Owner: presence."""
+    return f"hg:{{{tenant_id}/{account_id}}}:presence_gate"
+
+
+def presence_pending(tenant_id: str, account_id: str) -> str:
+    """Mark: a later telling of presence is queued. Owner: presence."""
+    return f"hg:{{{tenant_id}/{account_id}}}:presence_pending"
+
+
+def room_roster(tenant_id: str, room_id: str) -> str:
+    """Hash: epoch and version of the live roster; a new epoch after Redis lost it. Owner: rooms."""
+    return f"hg:{{{tenant_id}/{room_id}}}:roster"
+
+
 def room_live(tenant_id: str, room_id: str) -> str:
     """Hash: connection_id -> account, device. Owner: rooms."""
     return f"hg:{{{tenant_id}/{room_id}}}:live"
@@ -38,3 +59,45 @@ def room_live(tenant_id: str, room_id: str) -> str:
 def room_head(tenant_id: str, room_id: str, epoch: str) -> str:
     """Text: the stream's head as a hint; MongoDB has the truth. Owner: streams."""
     return f"hg:{{{tenant_id}/{room_id}}}:head:{epoch}"
+
+
+# Scripts. Both take the live hash and the roster hash of one room, and answer [changed, epoch, version, live hash].
+_ROSTER = """
+local function answer(changed, fresh_epoch, ttl)
+  if redis.call('HSETNX', KEYS[2], 'epoch', fresh_epoch) == 1 then redis.call('HSET', KEYS[2], 'version', 0) end
+  if changed > 0 then redis.call('HINCRBY', KEYS[2], 'version', 1) end
+  redis.call('EXPIRE', KEYS[1], ttl)
+  redis.call('EXPIRE', KEYS[2], ttl)
+  return {changed, redis.call('HGET', KEYS[2], 'epoch'), redis.call('HGET', KEYS[2], 'version'), redis.call('HGETALL', KEYS[1])}
+end
+"""
+ENTER_ROOM = _ROSTER + "return answer(redis.call('HSET', KEYS[1], ARGV[3], ARGV[4]), ARGV[1], ARGV[2])"
+LEAVE_ROOM = _ROSTER + "return answer(redis.call('HDEL', KEYS[1], unpack(ARGV, 3)), ARGV[1], ARGV[2])"
+
+# The highest handled client_seq only rises.
+ADVANCE = """
+if tonumber(redis.call('GET', KEYS[1]) or '0') < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
+"""
+
+
+HUB_LEASES = "hg:{hubs}:leases"
+"""Sorted set: hub -> end of its lease, milliseconds of the server's clock. Owner: the event hub. Expires with its last lease."""
+
+LIVE_HUBS = """
+local now = redis.call('TIME')
+return redis.call('ZRANGEBYSCORE', KEYS[1], now[1] * 1000 + math.floor(now[2] / 1000), '+inf')
+"""
+
+RENEW_LEASE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. now)
+local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
+return redis.call('PEXPIREAT', KEYS[1], math.floor(last[2]) + 1000)
+"""
+
+
+def hub_jobs(hub: str) -> str:
+    """Channel, not a key: the jobs of one hub. Owner: the event hub."""
+    return f"hg:{{hub/{hub}}}:jobs"

@@ -8,9 +8,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters.sigv4 import Credentials
+
+if TYPE_CHECKING:
+    from adapters.aws_credentials import ContainerCredentials
 
 PREFIX = "HELIOGRAPH_"
 
@@ -39,6 +42,7 @@ class Settings:
     media_bucket: str = _setting("Bucket of uploads.")
     media_kms_key_id: str = _setting("KMS key that encrypts uploads.")
     notifications_queue_url: str = _setting("Queue of pushes to send.")
+    timers_queue_url: str = _setting("Queue of what was put off: sockets to look after, presence to tell a second later.")
     turn_urls: str = _setting("Comma-separated turn: and turns: URLs handed to clients.")
     redis_mode: str = _setting("`single` or `cluster`.", "single")
     mongodb_database: str = _setting("Database of the ledger.", "heliograph")
@@ -48,7 +52,9 @@ class Settings:
     fcm_url: str = _setting("Base URL of FCM.", "https://fcm.googleapis.com")
     access_token_s: int = _setting("Life of an access token in seconds (at most 900).", 900)
     turn_credential_s: int = _setting("Life of a relay credential in seconds.", 4 * 3600)
-    heartbeat_s: int = _setting("How often clients send `ping`, in seconds.", 20)
+    heartbeat_s: int = _setting("How often an idle client sends `ping`, in seconds (20 to 240).", 60)
+    heartbeat_call_s: int = _setting("How often a client on a call sends `ping`, in seconds (5 to 60).", 20)
+    direct_recipients: int = _setting("An event for more sockets than this is posted by the media fleet's hub, while one is live.", 32)
     log_level: str = _setting("DEBUG, INFO, WARNING or ERROR.", "INFO")
 
 
@@ -70,8 +76,9 @@ def load(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(f"{PREFIX}REDIS_MODE must be single or cluster.")
     if not 1 <= settings.access_token_s <= 900:
         raise SettingsError(f"{PREFIX}ACCESS_TOKEN_S must be between 1 and 900.")
-    if not 5 <= settings.heartbeat_s <= 240:
-        raise SettingsError(f"{PREFIX}HEARTBEAT_S must be between 5 and 240.")
+    for name, value, low, high in (("HEARTBEAT_S", settings.heartbeat_s, 20, 240), ("HEARTBEAT_CALL_S", settings.heartbeat_call_s, 5, 60)):
+        if not low <= value <= high:
+            raise SettingsError(f"{PREFIX}{name} must be between {low} and {high}.")
     return settings
 
 
@@ -89,8 +96,17 @@ def settings() -> Settings:
 
 
 def aws_credentials() -> Credentials:
-    """The keys of this process's role; read at each call, because Lambda may renew them."""
+    """The keys of this process's role; read at each call, because they are renewed. In an ECS task they come from the container's endpoint, and may block."""
+    if "AWS_ACCESS_KEY_ID" not in os.environ and (container := _container()) is not None:
+        return container.get()
     return Credentials(_from_aws("AWS_ACCESS_KEY_ID"), _from_aws("AWS_SECRET_ACCESS_KEY"), os.environ.get("AWS_SESSION_TOKEN") or None)
+
+
+@cache
+def _container() -> ContainerCredentials | None:
+    from adapters.aws_credentials import of_container
+
+    return of_container(os.environ)
 
 
 def aws_region() -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +19,11 @@ from functions import wiring
 from functions.routes import Http, http_routes, socket_routes
 from heliograph import errors
 from heliograph.auth import Identity, identity_from
-from heliograph.messages import Frame, parse_frame, reference
+from heliograph.messages import Frame, Reference, parse_frame, reference
 from heliograph.shapes import SHAPES, JsonObject, check_idempotency_key, is_trace_id, parse_json
 
 MAX_BODY_BYTES = 64 * 1024
+ORDER_WAIT_S, ORDER_POLL_S = 0.8, 0.01
 LambdaEvent = dict[str, Any]
 
 _HTTP: dict[str, Http] = {route.key: route for _, route in http_routes()}
@@ -82,19 +85,18 @@ def socket(actions: Mapping[str, Callable[[Received], JsonObject]]) -> Callable[
 
     def handler(event: LambdaEvent, context: Any) -> JsonObject:
         about, text = event["requestContext"], event.get("body") or ""
-        trace_id = None
+        about_frame = reference(text)
+        trace_id = about_frame.trace_id or uuid.uuid4().hex
         try:
             identity = identity_from(about.get("authorizer") or {})
-            frame = parse_frame(text, _BODY_SHAPES)
-            trace_id = frame.trace_id
-            identity.must_have(_SOCKET[frame.action].scope)
-            received = Received(frame, identity, about["connectionId"], int(about["connectedAt"]), now_ms())
-            answer = actions[frame.action](received)
+            with _in_turn(identity, about["connectionId"], about_frame):
+                frame = parse_frame(text, _BODY_SHAPES)
+                identity.must_have(_SOCKET[frame.action].scope)
+                received = Received(frame, identity, about["connectionId"], int(about["connectedAt"]), now_ms())
+                answer = actions[frame.action](received)
             _log("frame", trace_id, context, identity, action=frame.action, room_id=frame.room_id)
         except Exception as caught:
-            re, given = reference(text)
-            trace_id = trace_id or given or uuid.uuid4().hex
-            answer = _translated(caught, trace_id, context, about["routeKey"]).body(trace_id, re)
+            answer = _translated(caught, trace_id, context, about["routeKey"]).body(trace_id, about_frame.id)
         return {"statusCode": 200, "body": json.dumps(answer, separators=(",", ":"))}
 
     return handler
@@ -105,6 +107,35 @@ def either(
 ) -> Callable[[LambdaEvent, Any], JsonObject]:
     """The Lambda handler of a function with both kinds of routes."""
     return lambda event, context: (socket_handler if "connectionId" in event["requestContext"] else rest_handler)(event, context)
+
+
+@contextmanager
+def _in_turn(identity: Identity, connection_id: str, about_frame: Reference) -> Iterator[None]:
+    """Frames of one socket in the order of client_seq, although workers run at once.
+
+    Waits ORDER_WAIT_S for a missing one, then goes on without it; OutOfOrder for one that comes after a later one. Without Redis nobody waits.
+    """
+    seq, owner = about_frame.client_seq, (identity.tenant_id, identity.account_id, connection_id)
+    if seq is None:
+        yield
+        return
+    try:
+        _wait_for_turn(owner, seq)
+    except errors.Unavailable:
+        wiring.logger().warning("order is not checked: no session store", connection_id=connection_id)
+    try:
+        yield
+    finally:
+        with suppress(errors.Unavailable):
+            wiring.connections().advance_seq(*owner, seq)
+
+
+def _wait_for_turn(owner: tuple[str, str, str], seq: int) -> None:
+    end_s = time.monotonic() + ORDER_WAIT_S
+    while (last := wiring.connections().last_seq(*owner)) < seq - 1 and time.monotonic() < end_s:
+        time.sleep(ORDER_POLL_S)
+    if last >= seq:
+        raise errors.OutOfOrder
 
 
 def _request(event: LambdaEvent, route: Http, trace_id: str) -> tuple[Request, str | None]:

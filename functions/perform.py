@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from functions import wiring
 from heliograph.effects import Close, Effect, Notify, Post
+from heliograph.push import queue_message
 
 
 def perform(effects: Iterable[Effect]) -> set[str]:
@@ -16,7 +17,7 @@ def perform(effects: Iterable[Effect]) -> set[str]:
     listed = list(effects)
     for effect in listed:
         if isinstance(effect, Notify):
-            wiring.push_queue().send(effect)
+            wiring.notifications().send(queue_message(effect))
     posts = [(effect.connection_id, effect.event.serialize()) for effect in listed if isinstance(effect, Post)]
     outcomes = wiring.outbox().post_many(posts) if posts else []
     for effect in listed:
@@ -26,16 +27,3 @@ def perform(effects: Iterable[Effect]) -> set[str]:
         if outcome.kind not in ("delivered", "gone"):
             wiring.logger().warning("post failed", connection_id=outcome.connection_id, outcome=outcome.kind, detail=outcome.detail)
     return {outcome.connection_id for outcome in outcomes if outcome.kind == "gone"}
-
-
-def post_to_room(tenant_id: str, room_id: str, effects: Iterable[Effect]) -> None:
-    """Performs the effects; sockets that are gone leave the room."""
-    wiring.connections().leave_room(tenant_id, room_id, perform(effects))
-
-
-def post_to_account(tenant_id: str, account_id: str, effects: Iterable[Effect]) -> set[str]:
-    """Performs the effects; sockets that are gone leave the account. Returns them."""
-    gone = perform(effects)
-    if gone:
-        wiring.connections().remove(tenant_id, account_id, gone)
-    return gone

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Action = Literal["read", "write", "send", "receive", "post", "close", "put", "get", "decrypt", "encrypt"]
-Resource = Literal["redis", "mongo", "connections", "notifications", "media", "media_key", "token_keys", "turn_secret", "mongo_uri", "fcm_credentials"]
+Resource = Literal[
+    "redis", "mongo", "connections", "notifications", "timers", "media", "media_key", "token_keys", "turn_secret", "mongo_uri", "fcm_credentials"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +120,14 @@ FUNCTIONS: tuple[Function, ...] = (
         "ws_disconnect",
         "Removes the connection. Best effort: correctness rests on TTLs.",
         (Socket("$disconnect", "The socket closed.", answers=False),),
-        (*_REDIS, *_MONGO, *_SOCKETS),
+        (*_REDIS, *_MONGO, *_SOCKETS, Right("timers", "send")),
     ),
     Function(
         "signal",
         "Validates, acknowledges and routes every frame of a live socket.",
         (
             Socket("hello", "First frame of a socket; the welcome event follows.", "signal:connect", "Hello"),
-            Socket("join", "Enter a room live; answered with the stream's position.", "rooms:read", "Join"),
+            Socket("join", "Enter a room live; the missed events and the roster follow.", "rooms:read", "Join"),
             Socket("leave", "Leave a room live.", "rooms:read", "Leave"),
             Socket("message", "Append a text to the room's stream.", "messages:write", "Text"),
             Socket("offer", "Send an SDP offer to a member of the room.", "calls:write", "Description"),
@@ -136,16 +138,23 @@ FUNCTIONS: tuple[Function, ...] = (
             Socket("ping", "Keep the connection, its rooms and its presence alive.", "signal:connect", "Ping"),
             Socket("$default", "Anything else: answered with an error frame."),
         ),
-        (*_REDIS, *_MONGO, *_SOCKETS, Right("notifications", "send")),
+        (*_REDIS, *_MONGO, *_SOCKETS, Right("notifications", "send"), Right("timers", "send")),
     ),
     Function(
         "presence",
         "Sets and reads presence.",
         (
             Socket("presence", "Set the status of this device.", "presence:write", "PresenceStatus"),
+            Socket("watch", "Choose whose presence this socket is told of; without it, everybody who shares a room.", "presence:read", "Watch"),
             Http("GET", "/v1/presence", "Presence of everybody who shares a room with the caller.", "presence:read", answer="PresenceList"),
         ),
-        (*_REDIS, *_MONGO, *_SOCKETS),
+        (*_REDIS, *_MONGO, *_SOCKETS, Right("timers", "send")),
+    ),
+    Function(
+        "timers",
+        "What was put off: a look at sockets that may have gone silent, presence to be told a second later.",
+        (Queue("timers", batch_size=10, max_receives=5, visibility_s=60),),
+        (*_REDIS, *_MONGO, *_SOCKETS, Right("timers", "send"), Right("timers", "receive")),
     ),
     Function(
         "tokens",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters import secrets_aws
 from adapters.settings import aws_credentials, aws_region, settings
+from heliograph.presence import Heartbeat
 
 if TYPE_CHECKING:
     from aws_lambda_powertools import Logger
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from adapters.media_mongo import MediaRecords
     from adapters.outbox_apigateway import SyncOutbox
     from adapters.push_fcm import Fcm
-    from adapters.push_queue_sqs import PushQueue
     from adapters.pushes_mongo import Pushes
+    from adapters.queues_sqs import Queue
     from adapters.rooms_mongo import Rooms
     from adapters.streams_mongo import Streams
     from adapters.tickets_redis import Tickets
@@ -32,6 +33,11 @@ def logger() -> Logger:
     from aws_lambda_powertools import Logger
 
     return Logger(service="heliograph", level=settings().log_level, log_uncaught_exceptions=False)
+
+
+@cache
+def heartbeat() -> Heartbeat:
+    return Heartbeat(settings().heartbeat_s, settings().heartbeat_call_s)
 
 
 @cache
@@ -119,10 +125,17 @@ def links() -> Links:
 
 
 @cache
-def push_queue() -> PushQueue:
-    from adapters.push_queue_sqs import PushQueue
+def notifications() -> Queue:
+    from adapters.queues_sqs import Queue
 
-    return PushQueue(settings().notifications_queue_url)
+    return Queue(settings().notifications_queue_url)
+
+
+@cache
+def timers() -> Queue:
+    from adapters.queues_sqs import Queue
+
+    return Queue(settings().timers_queue_url)
 
 
 @cache

@@ -94,14 +94,27 @@ def parse_frame(text: str | bytes, body_shapes: Mapping[str, str | None]) -> Fra
     return Frame(action, frame_id, _SEQ.check(data.get("client_seq"), "client_seq"), str(trace_id), room_id, body)
 
 
-def reference(text: str | bytes) -> tuple[str | None, str | None]:
-    """(id, trace_id) of a frame that may be malformed, each None unless it is well-formed: for the refusal."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What can be told of a frame that may be malformed, each None unless it is well-formed."""
+
+    id: str | None = None
+    trace_id: str | None = None
+    client_seq: int | None = None
+
+
+def reference(text: str | bytes) -> Reference:
+    """What a refusal of this frame can name."""
     try:
         data = parse_json(text, MAX_FRAME_BYTES)
     except Malformed:
-        return None, None
-    frame_id, trace_id = data.get("id"), data.get("trace_id")
-    return frame_id if isinstance(frame_id, str) and is_id(frame_id, "msg") else None, trace_id if is_trace_id(trace_id) else None
+        return Reference()
+    frame_id, trace_id, seq = data.get("id"), data.get("trace_id"), data.get("client_seq")
+    return Reference(
+        frame_id if isinstance(frame_id, str) and is_id(frame_id, "msg") else None,
+        trace_id if is_trace_id(trace_id) else None,
+        seq if isinstance(seq, int) and not isinstance(seq, bool) and seq >= 1 else None,
+    )
 
 
 def acknowledgement(re: str, epoch: str | None = None, offset: int | None = None) -> JsonObject:

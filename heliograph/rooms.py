@@ -47,6 +47,22 @@ class Participant:
     device_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Who is live in a room. Every change raises `version`; another `epoch` means that the versions began anew."""
+
+    epoch: str
+    version: int
+    participants: tuple[Participant, ...]
+
+    def as_json(self) -> JsonObject:
+        people = [{"account_id": p.account_id, "device_id": p.device_id} for p in self.participants]
+        return {"participants": people, **self.position()}
+
+    def position(self) -> JsonObject:
+        return {"roster_epoch": self.epoch, "roster_version": self.version}
+
+
 def entered(room: Room | None, account_id: str) -> Room:
     """The room, if this account is a member; NotFound otherwise, the same for unknown and foreign rooms."""
     if room is None or not room.has(account_id):

@@ -178,7 +178,8 @@ _OPAQUE = Text(max=8192)
 SHAPES: dict[str, Shape] = {
     # bodies of frames
     "Hello": Shape({}, {"client": Text(max=100)}),
-    "Join": Shape(),
+    "Join": Shape({}, {"epoch": Text(max=64), "offset": Whole()}),
+    "Watch": Shape({"account_ids": ListOf(_ACCOUNT, max=500)}),
     "Leave": Shape(),
     "Text": Shape({"text": Text(max=4000)}),
     "Description": Shape({"call_id": _CALL, "to": _TO, "negotiation_id": _NEGOTIATION, "sdp": _SDP}),

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 from functions import edge, wiring
 from functions.edge import Request
-from functions.perform import post_to_room
+from functions.live_rooms import post_to_room
 from heliograph.errors import NotFound, UploadMissing
 from heliograph.links import DEFAULT_LINK_S, UPLOAD_S, Media, announced
 from heliograph.messages import Event
 from heliograph.rooms import Room, entered
 from heliograph.shapes import JsonObject
-from heliograph.signaling import to_room
 
 
 def upload_ticket(request: Request) -> JsonObject:
@@ -35,10 +34,8 @@ def complete(request: Request) -> JsonObject:
     body |= {name: getattr(media, name) for name in ("file_name", "content_type", "length_bytes")}
     event = Event("media", request.now_ms, request.trace_id, body, room.room_id)
     ready, _ = wiring.media().make_ready(media, request.now_ms)
-    offset, is_new = wiring.streams().append(room, who.device_id, media.media_id, event)
-    if is_new:
-        participants = wiring.connections().in_room(who.tenant_id, room.room_id)
-        post_to_room(who.tenant_id, room.room_id, to_room(replace(event, epoch=room.epoch, offset=offset), participants))
+    offset, _ = wiring.streams().append(room, who.device_id, media.media_id, event)
+    post_to_room(who.tenant_id, room.room_id, replace(event, epoch=room.epoch, offset=offset))
     return ready.as_json()
 
 

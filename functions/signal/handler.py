@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from adapters.settings import settings
 from functions import edge, wiring
 from functions.edge import Received
-from functions.perform import perform, post_to_account, post_to_room
-from functions.presence_fanout import tell
+from functions.live_rooms import post_to_account, post_to_room
+from functions.perform import perform
+from functions.presence_fanout import acquaintances, presences, tell
+from functions.put_off import look_after
 from heliograph.bitrate.board import Report, State, decide
 from heliograph.effects import Close, Effect, Post
+from heliograph.errors import NotFound, Unavailable
 from heliograph.messages import Event, acknowledgement
 from heliograph.presence import Connection, live, superseded
 from heliograph.rooms import Participant, Room, entered
 from heliograph.shapes import JsonObject
-from heliograph.signaling import relay, sender, to_room
+from heliograph.signaling import relay, sender
+from heliograph.streams import Position, is_behind, recover
 
 RECONNECT_BY_MS = 110 * 60_000  # API Gateway ends a socket after two hours
 
 
 def hello(received: Received) -> JsonObject:
-    who, now_ms = received.identity, received.now_ms
+    who, now_ms, trace_id = received.identity, received.now_ms, received.frame.trace_id
     own = Connection(received.connection_id, who.device_id, received.generation, "online", now_ms)
+    look_after(who, own.connection_id, trace_id)  # first: whatever happens to this socket from now on, somebody looks
     known = wiring.connections().put(who.tenant_id, who.account_id, own)
     older = superseded(known, own)
     if older:
         wiring.connections().remove(who.tenant_id, who.account_id, [c.connection_id for c in older])
-    presence = tell(who.tenant_id, who.account_id, [c for c in known if c not in older], received.frame.trace_id, now_ms)
+    others = acquaintances(who.tenant_id, who.account_id)
+    tell(who.tenant_id, who.account_id, [c for c in known if c not in older], trace_id, now_ms, others)
     welcome = _event(
         received,
         "welcome",
@@ -38,8 +45,9 @@ def hello(received: Received) -> JsonObject:
             "device_id": who.device_id,
             "generation": own.generation,
             "heartbeat_s": settings().heartbeat_s,
+            "heartbeat_call_s": settings().heartbeat_call_s,
             "reconnect_by_ms": received.generation + RECONNECT_BY_MS,
-            "presence": [item.as_json() for item in presence],
+            "presence": [item.as_json() for item in presences(others, now_ms)],
         },
     )
     closed = _event(received, "closed", {"reason": "connected_elsewhere"})
@@ -51,21 +59,23 @@ def hello(received: Received) -> JsonObject:
 def join(received: Received) -> JsonObject:
     room, who = _room(received), received.identity
     own = Participant(received.connection_id, who.account_id, who.device_id)
-    participants = wiring.connections().enter_room(who.tenant_id, room.room_id, own)
-    head = wiring.streams().head(room)
-    roster = [{"account_id": p.account_id, "device_id": p.device_id} for p in participants]
-    snapshot = {"room_id": room.room_id, "name": room.name, "members": room.members_json(), "participants": roster}
-    joined = _event(received, "participant_joined", sender(who), room)
-    posts: list[Effect] = [Post(own.connection_id, replace(_event(received, "room", snapshot, room), epoch=room.epoch, offset=head))]
-    post_to_room(who.tenant_id, room.room_id, [*posts, *to_room(joined, participants, except_connection_id=own.connection_id)])
+    is_new, roster = wiring.connections().enter_room(who.tenant_id, room.room_id, own)
+    head = wiring.streams().head(room)  # after entering: an event is either posted to this socket or at most at the head
+    had = Position.of(received.frame.body)
+    recovery = recover(had, room.epoch, head, lambda after, limit: wiring.streams().page(room, after, limit))
+    snapshot = {"room_id": room.room_id, "name": room.name, "members": room.members_json(), **roster.as_json(), **recovery.as_json()}
+    perform([Post(own.connection_id, replace(_event(received, "room", snapshot, room), epoch=room.epoch, offset=head))])
+    if is_new:
+        joined = _event(received, "participant_joined", sender(who) | roster.position(), room)
+        post_to_room(who.tenant_id, room.room_id, joined, except_connection_id=own.connection_id)
     return acknowledgement(received.frame.id, room.epoch, head)
 
 
 def leave(received: Received) -> JsonObject:
     room, who = _room(received), received.identity
-    wiring.connections().leave_room(who.tenant_id, room.room_id, [received.connection_id])
-    left = _event(received, "participant_left", sender(who), room)
-    post_to_room(who.tenant_id, room.room_id, to_room(left, wiring.connections().in_room(who.tenant_id, room.room_id)))
+    was_in, roster = wiring.connections().leave_room(who.tenant_id, room.room_id, [received.connection_id])
+    if was_in:
+        post_to_room(who.tenant_id, room.room_id, _event(received, "participant_left", sender(who) | roster.position(), room))
     return acknowledgement(received.frame.id)
 
 
@@ -73,16 +83,15 @@ def message(received: Received) -> JsonObject:
     room, who, frame = _room(received), received.identity, received.frame
     event = _event(received, "message", frame.body | {"id": frame.id, "from": sender(who)}, room)
     offset, _ = wiring.streams().append(room, who.device_id, frame.id, event)
-    event = replace(event, epoch=room.epoch, offset=offset)  # a repeat is posted again: the first attempt may have died before it could
-    participants = wiring.connections().in_room(who.tenant_id, room.room_id)
-    post_to_room(who.tenant_id, room.room_id, to_room(event, participants, except_connection_id=received.connection_id))
+    # a repeat is posted again: the first attempt may have died before it could
+    post_to_room(who.tenant_id, room.room_id, replace(event, epoch=room.epoch, offset=offset), except_connection_id=received.connection_id)
     return acknowledgement(frame.id, room.epoch, offset)
 
 
 def pass_on(received: Received) -> JsonObject:
     room, who = _room(received), received.identity
     account_id = received.frame.body["to"]["account_id"]
-    callee = live(wiring.connections().of_account(who.tenant_id, account_id), received.now_ms, settings().heartbeat_s)
+    callee = live(wiring.connections().of_account(who.tenant_id, account_id), received.now_ms, wiring.heartbeat())
     effects = relay(received.frame, who, room, received.connection_id, callee, received.now_ms)
     gone = post_to_account(who.tenant_id, account_id, effects)
     if gone and received.frame.action == "offer" and gone >= {c.connection_id for c in callee}:
@@ -102,15 +111,28 @@ def stats(received: Received) -> JsonObject:
 
 
 def ping(received: Received) -> JsonObject:
-    who, now_ms = received.identity, received.now_ms
-    known = {c.connection_id: c for c in wiring.connections().of_account(who.tenant_id, who.account_id)}
-    own = known.get(received.connection_id) or Connection(received.connection_id, who.device_id, received.generation, "online", now_ms)
-    wiring.connections().put(who.tenant_id, who.account_id, replace(own, seen_at_ms=now_ms))
-    participant = Participant(received.connection_id, who.account_id, who.device_id)
+    """Keeps the socket alive, writes again what Redis may have lost, and finds lost posts: they are durable, so this works without Redis too."""
+    who = received.identity
+    with suppress(Unavailable):
+        own = wiring.connections().own(who.tenant_id, who.account_id, received.connection_id, who.device_id, received.generation, received.now_ms)
+        wiring.connections().put(who.tenant_id, who.account_id, own)
     for named in received.frame.body.get("rooms", []):
-        room = entered(wiring.rooms().get(who.tenant_id, named["room_id"]), who.account_id)
-        wiring.connections().enter_room(who.tenant_id, room.room_id, participant)
+        with suppress(NotFound):  # no longer a member: the other rooms still count
+            _keep_up(received, named["room_id"], Position.of(named))
     return acknowledgement(received.frame.id)
+
+
+def _keep_up(received: Received, room_id: str, had: Position | None) -> None:
+    who = received.identity
+    room = entered(wiring.rooms().get(who.tenant_id, room_id), who.account_id)
+    with suppress(Unavailable):
+        is_new, roster = wiring.connections().enter_room(who.tenant_id, room_id, Participant(received.connection_id, who.account_id, who.device_id))
+        if is_new:  # Redis had lost this socket: to the others it is there again
+            joined = _event(received, "participant_joined", sender(who) | roster.position(), room)
+            post_to_room(who.tenant_id, room_id, joined, except_connection_id=received.connection_id)
+    head = wiring.streams().head(room)
+    if had is not None and is_behind(had, room.epoch, head, lambda: wiring.streams().page(room, had.offset, 1), received.now_ms):
+        perform([Post(received.connection_id, replace(_event(received, "behind", {}, room), epoch=room.epoch, offset=head))])
 
 
 def _room(received: Received) -> Room:

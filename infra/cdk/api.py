@@ -82,7 +82,7 @@ class Api(Stack):
             "connections_url": f"https://{self._socket.api_id}.execute-api.{self.region}.{self.url_suffix}/{self._stage}",
             "media_bucket": self._state.media.bucket_name,
             "media_kms_key_id": self._state.media_key.key_arn,
-            "notifications_queue_url": self._state.queues["notifications"].queue_url,
+            **{f"{name}_queue_url": queue.queue_url for name, queue in self._state.queues.items()},
             **{spec.setting: self._state.secrets[spec.resource].ref for spec in SECRETS},
         }
         values = computed | dict(self._deployment.settings)
@@ -90,7 +90,7 @@ class Api(Stack):
 
     def _translations(self) -> dict[tuple[Resource, Action], tuple[Permission, ...]]:
         """Each right of the route table as IAM says it. Redis and MongoDB know their users by other means: no IAM at all."""
-        bucket, key, queue = self._state.media, self._state.media_key.key_arn, self._state.queues["notifications"].queue_arn
+        bucket, key = self._state.media, self._state.media_key.key_arn
         objects, sockets = bucket.arn_for_objects("*"), self.format_arn(service="execute-api", resource=self._socket.api_id, resource_name=self._stage)
         reading = ("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes")
         return {
@@ -100,8 +100,8 @@ class Api(Stack):
             ("mongo", "write"): (),
             ("connections", "post"): (("execute-api:ManageConnections", f"{sockets}/POST/@connections/*"),),
             ("connections", "close"): (("execute-api:ManageConnections", f"{sockets}/DELETE/@connections/*"),),
-            ("notifications", "send"): (("sqs:SendMessage", queue),),
-            ("notifications", "receive"): tuple((action, queue) for action in reading),
+            **{(name, "send"): (("sqs:SendMessage", queue.queue_arn),) for name, queue in self._state.queues.items()},
+            **{(name, "receive"): tuple((action, queue.queue_arn) for action in reading) for name, queue in self._state.queues.items()},
             ("media", "put"): (("s3:PutObject", objects),),
             ("media", "get"): (("s3:GetObject", objects), ("s3:ListBucket", bucket.bucket_arn)),  # without the second S3 answers 403 for a missing object
             ("media_key", "encrypt"): (("kms:GenerateDataKey", key),),

@@ -28,6 +28,7 @@ COMPUTED: Final = frozenset(
         "media_bucket",
         "media_kms_key_id",
         "notifications_queue_url",
+        "timers_queue_url",
     }
 )
 OWN: Final = {  # name -> default, sentence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
@@ -25,7 +26,7 @@ from adapters.settings import Settings, SettingsError, load, now_ms, random_byte
 from adapters.streams_mongo import Streams
 from adapters.tickets_redis import Tickets
 from heliograph.bitrate.board import State
-from heliograph.errors import Conflict, IdTaken, InProgress, Unavailable
+from heliograph.errors import Conflict, ConnectedElsewhere, IdTaken, InProgress, Unavailable
 from heliograph.ids import new_id
 from heliograph.ledger import first_broken
 from heliograph.links import Media
@@ -96,6 +97,7 @@ def test_a_stream_takes_messages_while_redis_is_away(database: Any, tenant_id: s
     nobody = redis_client.connect("redis://127.0.0.1:1/0", "single")
     room, streams = room_of(tenant_id), Streams(database, nobody)
     assert [streams.append(room, made("dev"), made("msg"), text(n))[0] for n in range(2)] == [1, 2]
+    redis_client.forget_failure()
 
 
 def test_a_page_begins_after_the_position_and_ends_at_the_limit(database: Any, redis_server: Any, tenant_id: str) -> None:
@@ -270,15 +272,63 @@ def test_connections_come_and_go_per_account_and_every_key_has_a_ttl(redis_serve
     assert connections.remove(tenant_id, "acc", ["c1="]) == [two]
     assert connections.of_account(tenant_id + "x", "acc") == []
     participant = Participant("c2=", "acc", "dev_2")
-    assert connections.enter_room(tenant_id, "room", participant) == [participant]
+    is_new, roster = connections.enter_room(tenant_id, "room", participant)
+    assert (is_new, roster.version, roster.participants) == (True, 1, (participant,))
+    assert connections.enter_room(tenant_id, "room", participant) == (False, roster)
     assert connections.in_room(tenant_id, "room") == [participant]
     Tickets(redis_server).take(tenant_id, "acc", "jti")
     Boards(redis_server).put(tenant_id, "acc", "dev", "call", State(rung=7))
     held = list(redis_server.scan_iter(f"hg:{{{tenant_id}/*"))
-    assert len(held) == 5
+    assert len(held) == 6
     assert all(0 < redis_server.ttl(key) <= keys.LAST_SEEN_S for key in held)
-    assert connections.leave_room(tenant_id, "room", ["c2="]) == 1
-    assert connections.leave_room(tenant_id, "room", ["c2="]) == 0
+    was_in, emptied = connections.leave_room(tenant_id, "room", ["c2="])
+    assert (was_in, emptied.epoch, emptied.version, emptied.participants) == (True, roster.epoch, 2, ())
+    assert connections.leave_room(tenant_id, "room", ["c2="]) == (False, emptied)
+
+
+def test_a_roster_that_redis_lost_begins_a_new_epoch(redis_server: Any, tenant_id: str) -> None:
+    connections, participant = Connections(redis_server), Participant("c", "acc", "dev")
+    _, before = connections.enter_room(tenant_id, "room", participant)
+    redis_server.delete(keys.room_live(tenant_id, "room"), keys.room_roster(tenant_id, "room"))
+    is_new, after = connections.enter_room(tenant_id, "room", participant)
+    assert is_new
+    assert after.epoch != before.epoch
+
+
+def test_a_socket_that_was_replaced_by_a_newer_one_of_its_device_is_told_so(redis_server: Any, tenant_id: str) -> None:
+    connections = Connections(redis_server)
+    connections.put(tenant_id, "acc", Connection("new", "dev_1", 2, "away", 5, ("acc_1",)))
+    with pytest.raises(ConnectedElsewhere):
+        connections.own(tenant_id, "acc", "old", "dev_1", 1, 6)
+    assert connections.own(tenant_id, "acc", "new", "dev_1", 2, 6) == Connection("new", "dev_1", 2, "away", 6, ("acc_1",))
+    assert connections.own(tenant_id, "acc", "other", "dev_2", 1, 6) == Connection("other", "dev_2", 1, "online", 6)
+
+
+def test_presence_is_told_once_a_second_and_the_last_change_is_queued_once(redis_server: Any, tenant_id: str) -> None:
+    connections = Connections(redis_server)
+    assert [connections.may_tell_presence(tenant_id, "acc") for _ in range(3)] == [(True, False), (False, True), (False, False)]
+    connections.presence_is_due(tenant_id, "acc")
+    assert connections.may_tell_presence(tenant_id, "acc") == (False, True)
+
+
+def test_the_handled_sequence_number_of_a_socket_only_rises(redis_server: Any, tenant_id: str) -> None:
+    connections = Connections(redis_server)
+    for seq, expected in ((3, 3), (2, 3), (4, 4)):
+        connections.advance_seq(tenant_id, "acc", "c", seq)
+        assert connections.last_seq(tenant_id, "acc", "c") == expected
+
+
+def test_a_store_that_hangs_costs_one_time_out_and_not_one_per_command(tenant_id: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        connections = Connections(redis_client.connect(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", "single"))
+        started_ms = now_ms()
+        for _ in range(20):
+            with pytest.raises(Unavailable):
+                connections.of_account(tenant_id, "acc")
+        assert now_ms() - started_ms < 3_000
+    redis_client.forget_failure()
 
 
 def test_a_ticket_is_taken_once(redis_server: Any, tenant_id: str) -> None:
@@ -298,6 +348,7 @@ def test_a_store_that_is_away_is_an_error_that_may_be_tried_again(tenant_id: str
     with pytest.raises(Unavailable) as refusal:
         Connections(redis_client.connect("redis://127.0.0.1:1/0", "single")).of_account(tenant_id, "acc")
     assert refusal.value.retryable
+    redis_client.forget_failure()
 
 
 GOOD_SETTINGS = {f"HELIOGRAPH_{item.name.upper()}": "x" for item in fields(Settings) if item.default is MISSING}
@@ -310,7 +361,7 @@ GOOD_SETTINGS = {f"HELIOGRAPH_{item.name.upper()}": "x" for item in fields(Setti
         ({"HELIOGRAPH_STAGGE": "x"}, "HELIOGRAPH_STAGGE is not a setting"),
         ({"HELIOGRAPH_ACCESS_TOKEN_S": "soon"}, "whole number"),
         ({"HELIOGRAPH_ACCESS_TOKEN_S": "901"}, "between 1 and 900"),
-        ({"HELIOGRAPH_HEARTBEAT_S": "1"}, "between 5 and 240"),
+        ({"HELIOGRAPH_HEARTBEAT_S": "1"}, "between 20 and 240"),
         ({"HELIOGRAPH_REDIS_MODE": "many"}, "single or cluster"),
     ],
 )

@@ -31,9 +31,9 @@ class Synthesised:
     api: dict[str, Any]
 
     def of_type(self, kind: str) -> dict[str, Resource]:
-        """The properties of every resource of this type in both stacks, by logical id."""
-        both = {**self.state["Resources"], **self.api["Resources"]}
-        return {name: resource.get("Properties", {}) for name, resource in both.items() if resource["Type"] == kind}
+        """The properties of every resource of this type in both stacks, by logical id (a queue and a function may share one)."""
+        both = [*self.state["Resources"].items(), *self.api["Resources"].items()]
+        return {name: resource.get("Properties", {}) for name, resource in both if resource["Type"] == kind}
 
 
 def synthesise(folder: Path, *, hash_seed: str = "0") -> Synthesised:

@@ -20,6 +20,7 @@ from functions.routes import FUNCTIONS
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = {"heliograph", "adapters", "functions"}
+BATCH: Final = {"aws_lambda_powertools", "botocore", "jmespath", "typing_extensions", "asyncio"}  # Powertools' batch processor; no client waits for a queue
 ALLOWED: Final[dict[str, set[str]]] = {
     "authorizer": set(),
     "ws_connect": set(),
@@ -31,7 +32,8 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "devices": set(),
     "ice_servers": set(),
     "media_link": set(),
-    "push_dispatch": {"aws_lambda_powertools", "botocore", "jmespath", "typing_extensions", "asyncio"},  # its batch processor; no client waits for a push
+    "push_dispatch": BATCH,
+    "timers": BATCH,
     "openapi": set(),
 }
 _LOADED = """
@@ -92,7 +94,7 @@ def test_the_path_of_a_frame_never_loads_an_sdk_of_aws() -> None:
     found = loaded_by(
         "import functions.signal.handler",
         "import adapters.board_redis, adapters.connections_redis, adapters.rooms_mongo, adapters.streams_mongo",
-        "import adapters.outbox_apigateway, adapters.push_queue_sqs",
+        "import adapters.outbox_apigateway, adapters.queues_sqs",
         "from adapters import mongo_client, redis_client",
         "mongo_client.connect('mongodb://127.0.0.1:1', 'x'), redis_client.connect('redis://127.0.0.1:1', 'single')",
         "from functions import wiring",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from functions.routes import socket_routes
 from heliograph.errors import HeliographError, Malformed, TooLarge, UnknownAction
-from heliograph.messages import MAX_FRAME_BYTES, ROOM_ACTIONS, Event, acknowledgement, parse_frame, reference
+from heliograph.messages import MAX_FRAME_BYTES, ROOM_ACTIONS, Event, Reference, acknowledgement, parse_frame, reference
 
 SHAPES = {route.key: route.body for _, route in socket_routes() if not route.key.startswith("$")}
 GOOD: dict[str, Any] = {
@@ -76,9 +76,9 @@ def test_actions_on_a_room_need_one_and_others_do_not() -> None:
 
 
 def test_a_refusal_can_name_the_frame_even_when_the_frame_is_bad() -> None:
-    assert reference(json.dumps(GOOD | {"action": "explode"})) == (GOOD["id"], GOOD["trace_id"])
-    assert reference("{") == (None, None)
-    assert reference(json.dumps({"id": "<script>", "trace_id": 5})) == (None, None)
+    assert reference(json.dumps(GOOD | {"action": "explode"})) == Reference(GOOD["id"], GOOD["trace_id"], 1)
+    assert reference("{") == Reference()
+    assert reference(json.dumps({"id": "<script>", "trace_id": 5, "client_seq": True})) == Reference()
 
 
 def test_an_event_leaves_out_what_it_does_not_have() -> None:

@@ -12,11 +12,12 @@ from heliograph.errors import Forbidden, NotFound, TokenInvalid, TooLarge
 from heliograph.ledger import GENESIS, entry, first_broken
 from heliograph.links import MAX_UPLOAD_BYTES, Media, announced
 from heliograph.messages import Frame
-from heliograph.presence import Connection, live, presence_of, superseded
+from heliograph.presence import Connection, Heartbeat, live, presence_of, superseded
 from heliograph.push import parse_queue_message, payload, queue_message
 from heliograph.rooms import entered, new_room
 from heliograph.signaling import relay
 
+BEAT = Heartbeat(idle_s=60, call_s=20)
 ANA, BEN, EVE = (f"acc_{digit * 32}" for digit in "abe")
 ROOM = new_room("acme", "room_" + "0" * 32, "Depot", "epoch", ANA, [BEN, ANA, BEN])
 WHO = Identity("acme", ANA, "dev_" + "0" * 32, "ses_" + "0" * 32, "member", " ".join(SCOPES["member"]))
@@ -74,22 +75,34 @@ def test_nobody_can_be_called_who_is_not_in_the_room() -> None:
 
 
 def test_a_connection_that_missed_its_heartbeats_does_not_count() -> None:
-    both = [connection("old", seen_at_ms=0), connection("new", "dev_2", seen_at_ms=60_000)]
-    assert [c.connection_id for c in live(both, 60_000, 20)] == ["new"]
-    assert presence_of(BEN, [both[0]], 0, 60_000, 20).status == "offline"
-    assert presence_of(BEN, both, 0, 60_000, 20).as_json() == {"account_id": BEN, "status": "online", "devices": 1, "last_seen_at_ms": 60_000}
+    both = [connection("old", seen_at_ms=0), connection("new", "dev_2", seen_at_ms=160_000)]
+    assert [c.connection_id for c in live(both, 160_000, BEAT)] == ["new"]
+    assert presence_of(BEN, [both[0]], 0, 160_000, BEAT).status == "offline"
+    assert presence_of(BEN, both, 0, 160_000, BEAT).as_json() == {"account_id": BEN, "status": "online", "devices": 1, "last_seen_at_ms": 160_000}
+
+
+def test_a_socket_on_a_call_is_missed_within_a_minute() -> None:
+    on_a_call = [connection("c", status="on_a_call", seen_at_ms=0)]
+    assert live(on_a_call, 50_000, BEAT)
+    assert not live(on_a_call, 50_001, BEAT)
+
+
+def test_a_socket_is_told_of_those_it_watches_and_by_default_of_everybody() -> None:
+    assert connection("c").wants(ANA)
+    assert Connection("c", "dev_1", 1, "online", 1, (BEN,)).wants(BEN)
+    assert not Connection("c", "dev_1", 1, "online", 1, (BEN,)).wants(ANA)
 
 
 def test_a_reconnect_of_a_device_supersedes_its_older_sockets_and_never_a_newer_one() -> None:
     old, new, other = connection("old", generation=1), connection("new", generation=2), connection("x", "dev_2", 9)
     assert superseded([old, new, other], new) == [old]
     assert superseded([old, new, other], old) == []
-    assert live([old, new], 1000, 20) == [new]
+    assert live([old, new], 1000, BEAT) == [new]
 
 
 def test_the_busiest_device_says_how_the_account_is() -> None:
     both = [connection("a", status="away"), connection("b", "dev_2", status="on_a_call")]
-    assert presence_of(BEN, both, 0, 1000, 20).status == "on_a_call"
+    assert presence_of(BEN, both, 0, 1000, BEAT).status == "on_a_call"
 
 
 def test_an_identity_comes_only_from_complete_claims() -> None:

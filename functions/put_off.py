@@ -1,0 +1,28 @@
+"""Puts things off: the timers queue brings them back to functions/timers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from functions import wiring
+from heliograph.auth import Identity
+from heliograph.presence import ON_A_CALL
+
+MARGIN_S = 1
+COALESCE_S = 1
+
+
+def look_after(who: Identity, connection_id: str, trace_id: str) -> None:
+    """Begins the dead man's switch of a socket."""
+    owner = {"tenant_id": who.tenant_id, "account_id": who.account_id, "device_id": who.device_id, "connection_id": connection_id}
+    look_again({"kind": "look_after", **owner, "trace_id": trace_id, "is_lost": False})
+
+
+def look_again(timer: dict[str, Any]) -> None:
+    """As often as the strictest heartbeat asks: a socket on a call is missed within a minute."""
+    wiring.timers().send(timer, delay_s=wiring.heartbeat().stale_after_ms(ON_A_CALL) // 1000 + MARGIN_S)
+
+
+def tell_presence(tenant_id: str, account_id: str, trace_id: str) -> None:
+    """The account's presence, told once more a second later."""
+    wiring.timers().send({"kind": "tell_presence", "tenant_id": tenant_id, "account_id": account_id, "trace_id": trace_id}, delay_s=COALESCE_S)
