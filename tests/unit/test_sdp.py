@@ -174,6 +174,7 @@ def test_unknown_attributes_and_needless_lines_are_left_out_and_named() -> None:
     kept, dropped = passed(MINIMAL + extra)
     assert kept == MINIMAL + "b=AS:30\r\n"
     assert dropped == {"i=", "k=", "b=X-MAX", "a=crypto", "a=remote-candidates", "a=x"}
+    assert passed(MINIMAL + "a=group:BUNDLE 9\r\na=ice-lite\r\n") == (MINIMAL, {"a=group", "a=ice-lite"}), "these are the session's"
     assert passed(MINIMAL.replace("t=0 0", f"t=0 0\r\na={host('10.0.0.1')}\r\na=mid:0")) == (MINIMAL, {"a=candidate", "a=mid"})
 
 
@@ -184,8 +185,11 @@ def test_lines_may_end_with_lf_alone() -> None:
 
 @pytest.mark.parametrize("end", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\0", "\t", "\r\r\n", "\n\n"])
 def test_no_character_starts_a_line_that_only_another_parser_sees(end: str) -> None:
+    for line in (f"a=msid:a{end}a={host('10.0.0.1')}", f"a=x-unknown:a{end}a={host('10.0.0.1')}", f"k=a{end}a={host('10.0.0.1')}"):
+        with pytest.raises(SdpInvalid):
+            passed(MINIMAL + line + "\r\n")
     with pytest.raises(SdpInvalid):
-        passed(MINIMAL + f"a=msid:a{end}a={host('10.0.0.1')}\r\n")
+        passed(MINIMAL.replace("s=-", f"s=a{end}a={host('10.0.0.1')}"))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,7 @@ def test_no_character_starts_a_line_that_only_another_parser_sees(end: str) -> N
         ("o=- 1 2 IN IP4 127.0.0.1\r\ns=-", "s=-\r\no=- 1 2 IN IP4 127.0.0.1"),
         ("o=- 1 2", "o=- 1"),
         ("s=-", "s="),
+        ("s=-", "s=Anà"),
         ("t=0 0\r\n", ""),
         ("t=0 0", "t=now"),
         ("t=0 0", "t=0 0\r\nv=0"),
