@@ -395,6 +395,24 @@ async def test_bad_input_through_the_page_is_told_and_the_twin_passes(stack: Run
     assert codes == ["not_found", "malformed", "too_large", "unknown_action", "passed"]
 
 
+async def test_a_call_listens_to_its_peer_alone(browser: Browser, origin: str) -> None:
+    page = await opened(browser, f"{origin}/blank")
+    told = """
+    async (froms) => {
+      const { Call } = await import("/dist/heliograph.js");
+      const call = new Call({ request: async () => ({}) }, "room_1", { account_id: "acc_ben", device_id: "dev_1" }, {});
+      const ends = [];
+      for (const from of froms) {
+        await call.handle({ kind: "event", event: "bye", body: { reason: "hangup", from } });
+        ends.push(call.endReason ?? null);
+      }
+      return ends;
+    }
+    """
+    strangers = [{"account_id": "acc_mallory", "device_id": "dev_1"}, {"account_id": "acc_ben", "device_id": "dev_2"}]
+    assert await page.evaluate(told, [*strangers, {"account_id": "acc_ben", "device_id": "dev_1"}]) == [None, None, "hangup"]
+
+
 def test_without_a_browser_one_sentence_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_chromium()
     monkeypatch.setenv("PATH", "")

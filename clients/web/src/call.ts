@@ -172,7 +172,12 @@ export class Call {
 
   async #sendDescription(action: "offer" | "answer"): Promise<void> {
     this.#startedAtMs = performance.now();
-    await this.#send(action, { negotiation_id: this.#negotiationId, sdp: this.#pc.localDescription?.sdp });
+    try {
+      await this.#send(action, { negotiation_id: this.#negotiationId, sdp: this.#pc.localDescription?.sdp });
+    } catch (error) {
+      this.#end("failed", error instanceof HeliographError ? error : undefined); // refused: there is no call to say bye to
+      throw error;
+    }
     this.#describe();
   }
 
@@ -185,12 +190,18 @@ export class Call {
   }
 
   async #handle({ event, body }: HeliographEvent): Promise<void> {
-    if (this.endReason !== undefined) return;
+    if (this.endReason !== undefined || !this.#isFromPeer(body["from"] as Peer | undefined)) return;
     if (event === "answer") await this.#onAnswer(body);
     else if (event === "candidate") await this.#onCandidate(body);
     else if (event === "bye") this.#end(text(body["reason"]) ?? "hangup");
     else if (event === "rung") await this.#applyRung(body as unknown as Rung);
     else if (event === "callee_absent") this.#end("absent", ours("callee_absent", "The callee has no live device; a push was sent."));
+  }
+
+  /** Whoever else is in the room, or another device of the peer once one has answered, has no say in this call; what comes without `from` is the server's. */
+  #isFromPeer(from: Peer | undefined): boolean {
+    if (from === undefined) return true;
+    return from.account_id === this.peer.account_id && (this.peer.device_id === undefined || from.device_id === this.peer.device_id);
   }
 
   async #onAnswer(body: Json): Promise<void> {

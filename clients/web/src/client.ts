@@ -2,8 +2,9 @@
 
 import { Call, type CallOptions, type Peer } from "./call";
 import { HeliographError, type Json, ours, text } from "./errors";
-import { type Ack, type HeliographEvent, parseEvent } from "./frames";
+import type { Ack, HeliographEvent } from "./frames";
 import { makeId, newTraceId, toHex } from "./ids";
+import { Recovery } from "./recovery";
 import { Rest, type Session, backoffMs, sleep } from "./rest";
 import { type Socket, openSocket } from "./socket";
 
@@ -26,6 +27,7 @@ export interface Welcome {
   device_id: string;
   generation: number;
   heartbeat_s: number;
+  heartbeat_call_s?: number; // while on a call
   reconnect_by_ms: number;
   presence: Presence[];
 }
@@ -83,9 +85,16 @@ export class Client {
   onIncomingCall: (incoming: IncomingCall) => void = () => undefined; // another device of the account may answer
 
   #socket: Socket | undefined;
+  #socketLifeMs = 0;
   #isClosing = false;
   #listeners = new Map<string, Set<Listener>>();
-  #positions = new Map<string, { epoch: string; offset: number }>(); // room_id -> the newest event seen
+  #recovery = new Recovery({
+    tell: (event) => this.#tell(event),
+    rejoin: async (roomId) => void (this.#joined.has(roomId) && (await this.join(roomId))),
+    read: async (roomId, after) => (await this.rest.call<{ events: Json[] }>("GET", `/v1/rooms/${encodeURIComponent(roomId)}/events?${new URLSearchParams(after)}`)).events,
+  });
+  #isOnCall = false;
+  #retiring: Socket | undefined; // our next socket replaces it
   #joined = new Set<string>();
   #calls = new Map<string, Call>();
   #ringing = new Map<string, IncomingCall>();
@@ -133,15 +142,19 @@ export class Client {
   }
 
   async #open(): Promise<Welcome> {
-    let arrive: (welcome: Welcome) => void;
-    const arrived = new Promise<Welcome>((resolve) => (arrive = resolve));
-    const socket = await openSocket(this.socketUrl, await this.ticket(), (event) => {
-      if (event.event === "welcome") arrive(event.body as unknown as Welcome);
-      this.#deliver(event);
+    let arrive: (event: HeliographEvent) => void;
+    const arrived = new Promise<HeliographEvent>((resolve) => (arrive = resolve));
+    const socket: Socket = await openSocket(this.socketUrl, await this.ticket(), (event) => {
+      if (event.event === "welcome") arrive(event);
+      if (event.event === "closed" && socket === this.#retiring) return;
+      if (event.event === "closed") this.#isClosing = true; // this device opened another socket elsewhere: coming back would only fight it
+      this.#recovery.receive(event);
     });
     try {
       await socket.exchange("hello", makeId("msg"), newTraceId(), undefined, { client: CLIENT_NAME }, this.timeoutMs);
-      this.welcome = await Promise.race([arrived, sleep(this.timeoutMs).then(() => Promise.reject(ours("timed_out", "The server sent no welcome.")))]);
+      const welcome = await Promise.race([arrived, sleep(this.timeoutMs).then(() => Promise.reject(ours("timed_out", "The server sent no welcome.")))]);
+      this.welcome = welcome.body as unknown as Welcome;
+      this.#socketLifeMs = this.welcome.reconnect_by_ms - (welcome.at_ms ?? Date.now());
     } catch (error) {
       socket.close();
       throw error;
@@ -150,44 +163,66 @@ export class Client {
     return this.welcome;
   }
 
-  /** Ping while open, come back with full jitter when closed. */
+  /** Ping while open; open the next socket before the server must end this one, or when it closed. */
   async #keepOpen(): Promise<void> {
     while (this.#socket) {
       const socket = this.#socket;
-      const pinging = setInterval(() => void this.#ping().catch(() => socket.close()), (this.welcome?.heartbeat_s ?? 20) * 1_000); // no answer: half-open
-      await socket.closed;
-      clearInterval(pinging);
-      this.#socket = undefined;
-      for (let attempt = 0; !this.#isClosing && !this.#socket; attempt += 1) {
-        await sleep(backoffMs(attempt));
-        try {
-          await this.#open();
-          await this.#comeBack();
-        } catch (error) {
-          if (error instanceof HeliographError && error.status === 401) return; // signed out
-        }
-      }
+      const isDue = await this.#tended(socket);
+      if (this.#isClosing) return;
+      if (isDue) this.#retiring = socket;
+      else this.#socket = undefined;
+      if (!(await this.#openAgain(socket))) return;
+      socket.close();
     }
+  }
+
+  /** Until the socket closed (false) or its life is nearly over (true). */
+  async #tended(socket: Socket): Promise<boolean> {
+    const pinging = this.#pingEvery(socket);
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const due = new Promise<boolean>((resolve) => (timer = setTimeout(() => resolve(true), Math.max(60_000, this.#socketLifeMs * (0.8 + 0.15 * Math.random())))));
+    const isDue = await Promise.race([socket.closed.then(() => false), due]);
+    clearTimeout(timer);
+    pinging.stop();
+    return isDue;
+  }
+
+  #pingEvery(socket: Socket): { stop: () => void } {
+    let timer: ReturnType<typeof setTimeout>;
+    const { heartbeat_s = 20, heartbeat_call_s = heartbeat_s } = this.welcome ?? {};
+    let isOnCall = this.#isOnCall;
+    let waitedS = 0;
+    const tick = (): void => {
+      waitedS = this.#isOnCall === isOnCall ? waitedS + 1 : Infinity; // a changed status is told by its own frame, its heartbeat begins at once
+      isOnCall = this.#isOnCall;
+      if (waitedS >= (isOnCall ? heartbeat_call_s : heartbeat_s)) {
+        waitedS = 0;
+        void this.#ping().catch(() => socket.close()); // no answer: half-open
+      }
+      timer = setTimeout(tick, 1_000);
+    };
+    timer = setTimeout(tick, 1_000);
+    return { stop: () => clearTimeout(timer) };
+  }
+
+  /** With full jitter, until there is a new socket (true) or no reason for one. */
+  async #openAgain(old: Socket): Promise<boolean> {
+    for (let attempt = 0; !this.#isClosing; attempt += 1) {
+      await sleep(backoffMs(attempt));
+      try {
+        await this.#open();
+        await Promise.all([...this.#joined].map((roomId) => this.join(roomId)));
+      } catch (error) {
+        if (error instanceof HeliographError && error.status === 401) return false; // signed out
+      }
+      if (this.#socket && this.#socket !== old) return true;
+    }
+    return false;
   }
 
   async #ping(): Promise<void> {
-    const rooms = [...this.#joined].slice(0, 50).map((room_id) => ({ room_id, ...this.#positions.get(room_id) }));
+    const rooms = [...this.#joined].slice(0, 50).map((room_id) => ({ room_id, ...this.#recovery.position(room_id) }));
     await this.request("ping", undefined, { rooms });
-  }
-
-  /** Join again every room, and hand out what was missed meanwhile. */
-  async #comeBack(): Promise<void> {
-    for (const roomId of this.#joined) {
-      const known = this.#positions.get(roomId);
-      const ack = await this.request("join", roomId);
-      if (!known || ack.epoch !== known.epoch || (ack.offset ?? 0) <= known.offset) continue;
-      const query = new URLSearchParams({ epoch: known.epoch, after: String(known.offset) });
-      const missed = await this.rest.call<{ events: Json[] }>("GET", `/v1/rooms/${encodeURIComponent(roomId)}/events?${query}`);
-      for (const frame of missed.events) {
-        const event = parseEvent(frame);
-        if (event) this.#deliver(event);
-      }
-    }
   }
 
   // frames and events
@@ -215,19 +250,13 @@ export class Client {
     return () => listeners.delete(listener);
   }
 
-  #deliver(event: HeliographEvent): void {
+  #tell(event: HeliographEvent): void {
     if (this.#isRepeated(event)) return;
-    if (event.event === "closed") this.#isClosing = true; // this device opened another socket elsewhere: coming back would only fight it
     for (const listener of this.#listeners.get(event.event) ?? []) listener(event);
     this.#signal(event);
   }
 
   #isRepeated(event: HeliographEvent): boolean {
-    const { room_id, epoch, offset } = event;
-    if (room_id !== undefined && epoch !== undefined && offset !== undefined && event.event !== "room") {
-      const known = this.#positions.get(room_id);
-      this.#positions.set(room_id, { epoch, offset: known?.epoch === epoch ? Math.max(known.offset, offset) : offset });
-    }
     const id = text(event.body["id"]);
     const from = event.body["from"] as Peer | undefined;
     if (id === undefined || from === undefined) return false;
@@ -277,23 +306,26 @@ export class Client {
 
   /** Enter a room live; event `room` brings who is there. */
   async join(roomId: string): Promise<Ack> {
-    const ack = await this.request("join", roomId);
     this.#joined.add(roomId);
-    return ack;
+    return this.request("join", roomId, { ...this.#recovery.position(roomId) });
   }
 
   async leave(roomId: string): Promise<void> {
     this.#joined.delete(roomId);
+    this.#recovery.forget(roomId);
     await this.request("leave", roomId);
   }
 
   /** Write to the room; the acknowledgement's offset says that it is durable. */
-  sendText(roomId: string, body: string): Promise<Ack> {
-    return this.request("message", roomId, { text: body });
+  async sendText(roomId: string, body: string): Promise<Ack> {
+    const ack = await this.request("message", roomId, { text: body });
+    this.#recovery.wrote(roomId, ack);
+    return ack;
   }
 
   async setPresence(status: Status): Promise<void> {
     await this.request("presence", undefined, { status });
+    this.#isOnCall = status === "on_a_call";
   }
 
   /** Everybody who shares a room with this account. */
