@@ -138,7 +138,8 @@ async def test_a_bad_frame_is_refused_and_its_twin_passes_on_the_same_socket(wir
         assert is_refusal(refusal, code), refusal
         page = await wire.rest("GET", f"/v1/rooms/{room_id}/events", headers=ana.headers)
         assert page[1]["head"] == 0, "a refused frame must change nothing"
-        acknowledged = await wire.answer(ws, json.dumps(frame("message", room_id, {"text": "hello"}) | {"id": good["id"]}), good["id"])
+        twin = frame("message", room_id, {"text": "hello"}, id=good["id"], client_seq=2)
+        acknowledged = await wire.answer(ws, json.dumps(twin), good["id"])
         assert acknowledged["offset"] == 1
 
 
