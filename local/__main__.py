@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import re
 import signal
 import sys
@@ -16,7 +17,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from local.services import LocalError
+from local.gateway_limits import Limits
+from local.services import LocalError, files_note, raise_file_limit
 from local.stack import Stack
 from local.supervisor import ChildFailed
 
@@ -49,9 +51,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--once", action="store_true", help="make one call through everything, then end; the exit code says whether it worked")
     parser.add_argument("--no-scenario", action="store_true", help="start and stay up without making the call")
     parser.add_argument("--in-process", action="store_true", help="run the functions in this process, for a debugger")
+    parser.add_argument("--redis", choices=("single", "cluster"), default="single", help="one Redis server, or a cluster of three nodes (%(default)s)")
+    parser.add_argument(
+        "--time-scale",
+        type=_scale,
+        default=1.0,
+        metavar="N",
+        help="how much faster a socket's idle time (10 min) and life (2 h) pass: with 60 one minute of the gateway is a second (%(default)g)",
+    )
     parser.add_argument("--data", type=Path, default=Path(".local"), help="folder for data, secrets, logs and endpoints.json (default: .local)")
     parser.add_argument("--quiet", action="store_true", help="print nothing but failures")
     return parser.parse_args(argv)
+
+
+def _scale(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -59,7 +76,10 @@ async def run(options: argparse.Namespace) -> int:
     console = Console(quiet=options.quiet, highlight=False)
     progress = Progress(console)
     _end_on_signal()
-    stack = Stack(options.data, in_process=options.in_process, report=progress.report)
+    if note := files_note(raise_file_limit()):
+        console.print(note)
+    limits = Limits(time_scale=options.time_scale)
+    stack = Stack(options.data, in_process=options.in_process, redis_mode=options.redis, limits=limits, report=progress.report)
     async with contextlib.AsyncExitStack() as cleanup:
         try:
             with Live(get_renderable=progress.table, console=console, refresh_per_second=8, transient=True):
@@ -113,6 +133,7 @@ def endpoints_table(endpoints: dict[str, Any]) -> Table:
         "REST": endpoints["rest_url"],
         "WebSocket": endpoints["socket_url"],
         "@connections": endpoints["connections_url"],
+        "gateway admin": endpoints["admin_url"],
         "S3, SQS, secrets, KMS": endpoints["s3_url"],
         "relay": endpoints["relay"]["url"],
         "relay statistics": endpoints["relay"]["stats_url"],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import socket
 import struct
 from collections.abc import Mapping
@@ -14,11 +16,36 @@ from typing import Any, Final
 from local.supervisor import NotReady
 
 HOST: Final = "127.0.0.1"
+FILES_WANTED: Final = 65_536
+FILES_NEEDED: Final = 4_096  # below, a few thousand sockets do not fit and the person should hear of it
+_FILES_MACOS: Final = 10_240  # OPEN_MAX: where the hard limit says "unlimited", more than this is refused
 _PING_TIMEOUT_S: Final = 2.0
 
 
 class LocalError(Exception):
     """The stack cannot start; the text is one sentence that says what to do."""
+
+
+def raise_file_limit(wanted: int = FILES_WANTED) -> int:
+    """Lets this process and its children open as many files as wanted, or as the system grants; answers how many. Each socket of the gateway is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    is_capped = hard != resource.RLIM_INFINITY and hard < wanted
+    most = hard if is_capped else wanted
+    for new_soft, new_hard in ((wanted, wanted if is_capped else hard), (most, hard), (min(most, _FILES_MACOS), hard)):
+        if new_soft > soft:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (new_soft, new_hard))
+                return new_soft
+    return soft
+
+
+def files_note(limit: int) -> str | None:
+    """A sentence for the person whose system grants too few open files."""
+    if limit >= FILES_NEEDED:
+        return None
+    return f"This process may open {limit} files, and each socket is one; `ulimit -Hn {FILES_WANTED}` (as root, before the start) allows more."
 
 
 def choose_ports(names: tuple[str, ...], earlier: Mapping[str, int]) -> dict[str, int]:

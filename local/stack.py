@@ -14,16 +14,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from adapters.sigv4 import Credentials
 from functions.routes import FUNCTIONS
 from local import service_aws, service_mongo, service_redis
 from local.aws_gate import AwsGate
 from local.gateway import Gateway
+from local.gateway_limits import Limits
 from local.lambdas import Lambdas
 from local.push_stub import PushStub
 from local.queues import QueuePoller
+from local.schedules import Schedules
 from local.seed import seed
 from local.services import HOST, LocalError, choose_ports, ping_stun, read_json, write_private_json
 from local.supervisor import Child, Supervisor, end_stale
@@ -31,7 +33,7 @@ from local.supervisor import Child, Supervisor, end_stale
 STAGE: Final = "local"
 DATABASE: Final = "heliograph"
 REALM: Final = "heliograph"
-_PORTS: Final = ("rest", "socket", "gate", "moto", "redis", "mongo", "relay", "relay_stats", "push_stub")
+_PORTS: Final = ("rest", "socket", "admin", "gate", "moto", "redis", "mongo", "relay", "relay_stats", "push_stub")
 _WARM: Final = ("authorizer", "tokens", "ws_connect", "signal")
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _OURS: Final = ("HELIOGRAPH_REDIS_URL", "HELIOGRAPH_REDIS_SERVER", service_mongo.URI_ENVIRONMENT)
@@ -40,12 +42,22 @@ Report = Callable[[str, str], None]
 
 
 class Stack:
-    """One data folder, one stack. `report` hears (service, state); states start with "starting", end with "ready"."""
+    """One data folder, one stack. `report` hears (service, state); states start with "starting", end with "ready".
+
+    `redis_mode` cluster starts three nodes, or says that the server named in HELIOGRAPH_REDIS_URL is a cluster. `limits` are the gateway's.
+    """
 
     def __init__(
-        self, data_dir: Path, *, in_process: bool = False, environ: Mapping[str, str] | None = None, report: Report = lambda name, state: None
+        self,
+        data_dir: Path,
+        *,
+        in_process: bool = False,
+        redis_mode: Literal["single", "cluster"] = "single",
+        limits: Limits | None = None,
+        environ: Mapping[str, str] | None = None,
+        report: Report = lambda name, state: None,
     ) -> None:
-        self.data_dir, self.in_process, self.report = data_dir.resolve(), in_process, report
+        self.data_dir, self.in_process, self.report, self.redis_mode, self.limits = data_dir.resolve(), in_process, report, redis_mode, limits
         self._environ = dict(os.environ if environ is None else environ)
         self._cleanup = contextlib.AsyncExitStack()
         self.endpoints: dict[str, Any] = {}
@@ -77,10 +89,10 @@ class Stack:
         self._cleanup.enter_context(_only_one(self.data_dir / "lock"))
         for name in await asyncio.to_thread(end_stale, self.data_dir / "pids.json"):
             self.report(name, "ended: left over from a run that was killed")
-        self.ports = choose_ports(_PORTS, read_json(self.data_dir / "ports.json"))
-        write_private_json(self.data_dir / "ports.json", self.ports)
         self.redis = service_redis.resolve(self._environ)
-        self.redis_url = self.redis.url or service_redis.url(self.ports["redis"])
+        self.ports = self._choose_ports()
+        self.redis_cluster = self._redis_cluster()
+        self.redis_url = self.redis.url or (self.redis_cluster.url if self.redis_cluster else service_redis.url(self.ports["redis"]))
         self.mongodb_uri = self._environ.get(service_mongo.URI_ENVIRONMENT) or service_mongo.uri(self.ports["mongo"])
         self.secrets = await asyncio.to_thread(self._load_secrets)
         self.supervisor = Supervisor(self.data_dir / "logs", self.data_dir / "pids.json", report=self.report)
@@ -94,10 +106,26 @@ class Stack:
             group.create_task(self._start_relay())
             group.create_task(self._start_lambdas(aws))
         await self._start_poller()
+        schedules = Schedules(FUNCTIONS, self._invoke, region=service_aws.REGION)
+        self._cleanup.push_async_callback(schedules.close)
+        await schedules.start()
         self.endpoints = self._build_endpoints([asdict(user) for user in users.result()])
         self._cleanup.callback(self.endpoints_file.unlink, missing_ok=True)
         self._publish()
         self._cleanup.push_async_callback(_ended, asyncio.create_task(self._keep_published()))
+
+    def _choose_ports(self) -> dict[str, int]:
+        earlier = read_json(self.data_dir / "ports.json")
+        ports = choose_ports(_PORTS, earlier)
+        if self.redis_mode == "cluster" and self.redis.binary is not None:
+            ports |= service_redis.choose_cluster_ports(earlier)
+        write_private_json(self.data_dir / "ports.json", earlier | ports)
+        return ports
+
+    def _redis_cluster(self) -> service_redis.Cluster | None:
+        if self.redis_mode == "single" or self.redis.binary is None:
+            return None
+        return service_redis.Cluster(self.redis.binary, [self.ports[name] for name in service_redis.CLUSTER_NODES], self.data_dir / "redis")
 
     def _load_secrets(self) -> dict[str, Any]:
         push_stub_url = f"http://{HOST}:{self.ports['push_stub']}"
@@ -115,9 +143,11 @@ class Stack:
         await self.push_stub.start(HOST, self.ports["push_stub"])
         credentials = Credentials(keys["access_key_id"], keys["secret_access_key"])
         self._cleanup.push_async_callback(self._close_lambdas)  # after the gateway: a closed socket still has its $disconnect
-        self.gateway = Gateway(FUNCTIONS, self._invoke, stage=STAGE, region=service_aws.REGION, credentials=credentials, allow_origins=("*",))
+        self.gateway = Gateway(
+            FUNCTIONS, self._invoke, stage=STAGE, region=service_aws.REGION, credentials=credentials, limits=self.limits, allow_origins=("*",)
+        )
         self._cleanup.push_async_callback(self.gateway.close)
-        await self.gateway.start(HOST, self.ports["rest"], self.ports["socket"])
+        await self.gateway.start(HOST, self.ports["rest"], self.ports["socket"], self.ports["admin"])
 
     async def _invoke(self, name: str, event: object) -> object:
         return await self.lambdas.invoke(name, event)
@@ -127,7 +157,12 @@ class Stack:
             await self.lambdas.close()
 
     async def _start_redis(self) -> None:
-        if self.redis.binary is not None:
+        if self.redis_cluster is not None:
+            await asyncio.gather(*(self.supervisor.start(node) for node in self.redis_cluster.children()))
+            self.report("redis cluster", "starting")
+            await self.redis_cluster.form()
+            self.report("redis cluster", "ready")
+        elif self.redis.binary is not None:
             await self.supervisor.start(service_redis.child(self.redis.binary, self.ports["redis"], self.data_dir / "redis"))
 
     async def _start_mongo(self) -> Any:
@@ -176,7 +211,7 @@ class Stack:
         return {
             "HELIOGRAPH_STAGE": STAGE,
             "HELIOGRAPH_REDIS_URL": self.redis_url,
-            "HELIOGRAPH_REDIS_MODE": "single",
+            "HELIOGRAPH_REDIS_MODE": self.redis_mode,
             "HELIOGRAPH_MONGODB_SECRET_ID": service_aws.SECRET_IDS["mongodb"],
             "HELIOGRAPH_MONGODB_DATABASE": DATABASE,
             "HELIOGRAPH_TOKEN_KEYS_SECRET_ID": service_aws.SECRET_IDS["token_keys"],
@@ -188,7 +223,7 @@ class Stack:
             "HELIOGRAPH_CONNECTIONS_URL": self.gateway.connections_url,
             "HELIOGRAPH_MEDIA_BUCKET": service_aws.BUCKET,
             "HELIOGRAPH_MEDIA_KMS_KEY_ID": service_aws.KEY_ALIAS,
-            "HELIOGRAPH_NOTIFICATIONS_QUEUE_URL": self._queue_url("notifications"),
+            **{f"HELIOGRAPH_{queue.name.upper()}_QUEUE_URL": self._queue_url(queue.name) for queue in service_aws.queues_of(FUNCTIONS)},
             "HELIOGRAPH_TURN_URLS": f"turn:{HOST}:{self.ports['relay']}?transport=udp",
             "HELIOGRAPH_TURN_REALM": REALM,
             "AWS_REGION": service_aws.REGION,
@@ -203,6 +238,7 @@ class Stack:
             "rest_url": self.gateway.http_url,
             "socket_url": self.gateway.socket_url,
             "connections_url": self.gateway.connections_url,
+            "admin_url": self.gateway.admin_url,
             **{f"{name}_url": self.gate.url for name in ("s3", "sqs", "secrets_manager", "kms")},
             "notifications_queue_url": self._queue_url("notifications"),
             "dead_letter_queue_url": self._queue_url("notifications-dead"),
@@ -211,6 +247,7 @@ class Stack:
             "relay": {**relay, "stats_url": f"http://{HOST}:{self.ports['relay_stats']}/allocations"},
             "push_stub_url": self.push_stub.url,
             "redis_url": self.redis_url,
+            "redis_mode": self.redis_mode,
             "mongodb_uri": self.mongodb_uri,
             "mongodb_database": DATABASE,
             "log_dir": str(self.data_dir / "logs"),

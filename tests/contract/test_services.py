@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,9 +17,10 @@ import pytest
 
 from local import service_mongo, service_redis
 from local.service_redis import RedisChoice
-from local.services import LocalError, choose_ports, ping_mongo, read_json, write_private_json
+from local.services import FILES_NEEDED, LocalError, choose_ports, files_note, ping_mongo, read_json, write_private_json
 from local.supervisor import Supervisor
 
+ROOT = Path(__file__).resolve().parents[2]
 ON_PATH = {"valkey-server": "/usr/bin/valkey-server", "redis-server": "/usr/bin/redis-server", "/opt/redis": "/opt/redis"}
 
 
@@ -49,6 +53,30 @@ def test_private_files_are_private_and_a_torn_one_counts_as_none(tmp_path: Path)
     assert (path.stat().st_mode & 0o777, read_json(path)) == (0o600, {"a": 1})
     path.write_text('{"a"')
     assert read_json(path) == {}
+
+
+def limits_after(soft: int, call: str) -> str:
+    """What a fresh process that starts with this soft limit of open files prints."""
+    code = f"import resource; from local.services import raise_file_limit; print({call}, *resource.getrlimit(resource.RLIMIT_NOFILE))"
+    shell = f"ulimit -Sn {soft} && exec {sys.executable} -c '{code}'"
+    return subprocess.run(["/bin/sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_the_system_lets_us() -> None:
+    """Each socket of the gateway is an open file; many systems start processes with 256 or 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1024:
+        pytest.skip("this system grants too little to tell")
+    assert limits_after(256, "raise_file_limit(512)") == f"512 512 {hard}", "the hard limit must stay"
+    granted = int(limits_after(256, "raise_file_limit(10**9)").split()[0])
+    assert granted >= min(hard, 10_240), "what nobody grants is taken as far as it goes"
+    assert limits_after(256, "raise_file_limit(100)").split()[1] == "256", "enough is left alone"
+
+
+def test_too_few_open_files_is_a_sentence_with_the_way_out() -> None:
+    assert files_note(FILES_NEEDED) is None
+    assert "may open 1024 files" in (files_note(1024) or "")
+    assert "ulimit" in (files_note(1024) or "")
 
 
 @pytest.mark.parametrize("wanted", ["first found", "bundled"])
