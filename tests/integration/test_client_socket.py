@@ -35,7 +35,6 @@ class Script:
         self.refuse_posts: list[int] = []
         self.reply: Reply = acknowledge
         self.sockets: list[web.WebSocketResponse] = []
-        self.missed: list[dict[str, Any]] = []
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._count])
@@ -43,7 +42,6 @@ class Script:
         app.router.add_post("/v1/tokens/refresh", self._token)
         app.router.add_post("/v1/tickets", self._ticket)
         app.router.add_get("/v1/presence", self._presence)
-        app.router.add_get("/v1/rooms/{room_id}/events", self._events)
         app.router.add_get("/socket", self._socket)
         return app
 
@@ -72,9 +70,6 @@ class Script:
 
     async def _presence(self, request: web.Request) -> web.Response:
         return web.json_response({"presence": []})
-
-    async def _events(self, request: web.Request) -> web.Response:
-        return web.json_response({"epoch": "e1", "head": 14, "recovered": True, "events": self.missed})
 
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
         offered = [item.strip() for item in request.headers["Sec-WebSocket-Protocol"].split(",")]
@@ -200,24 +195,6 @@ async def test_a_frame_cut_off_by_a_lost_socket_is_sent_again_on_the_next_one(sc
     texts = [frame for frame in script.frames if frame.action == "message"]
     assert [frame.id for frame in texts] == [texts[0].id] * 2
     assert texts[1].client_seq == 2, "a new socket counts anew"
-
-
-async def test_a_client_that_came_back_joins_its_rooms_and_hands_out_what_it_missed(script: Script) -> None:
-    room_id = make_id("room")
-    offsets = iter([12, 14])
-    missed = {"event": "message", "room_id": room_id, "epoch": "e1", "offset": 14, "at_ms": 1, "trace_id": TRACE, "body": {"text": "while you were away"}}
-    script.missed = [missed]
-
-    async def positioned(frame: Frame, socket: web.WebSocketResponse) -> None:
-        await socket.send_str(dump(acknowledgement(frame.id, "e1", next(offsets))).decode())
-
-    script.reply = positioned
-    async with online(script) as client:
-        await client.join(room_id)
-        with client.subscribe("message") as messages:
-            await script.sockets[0].close()
-            event = await messages.next(timeout_s=5)
-    assert event.body["text"] == "while you were away"
 
 
 async def test_a_device_that_was_replaced_does_not_fight_its_successor(script: Script) -> None:

@@ -3,7 +3,8 @@
 Calls need the extra `call` (aiortc): `from heliograph_client.call import Call`; everything else works without it.
 """
 
-from .client import Client, IncomingCall
+from .calls import IncomingCall
+from .client import Client
 from .errors import (
     ConflictError,
     ConnectionLostError,
@@ -21,6 +22,7 @@ from .events import Subscription
 from .frames import Ack, Event
 from .ids import make_id
 from .rest import Session
+from .stream import Position
 
 __all__ = [
     "Ack",
@@ -33,6 +35,7 @@ __all__ = [
     "IncomingCall",
     "InvalidRequestError",
     "NotFoundError",
+    "Position",
     "RateLimitedError",
     "RefusedError",
     "ServerError",

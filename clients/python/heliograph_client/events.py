@@ -45,3 +45,25 @@ class Subscription:
     def __exit__(self, *_: object) -> None:
         """Stop collecting."""
         self._close(self)
+
+
+class Relayed:
+    """Frames that were relayed to us: one that its sender sent again is relayed again, and counts once."""
+
+    def __init__(self, remembered: int = 1_000) -> None:
+        """`remembered` is how many are told apart."""
+        self._seen: dict[tuple[str, str], None] = {}
+        self._remembered = remembered
+
+    def is_new(self, event: Event) -> bool:
+        """Whether this is not a relay of a frame that came before; events that relay nothing are always new."""
+        sender, frame_id = event.body.get("from"), event.body.get("id")
+        if event.offset is not None or not isinstance(sender, dict) or not isinstance(frame_id, str):
+            return True
+        key = (str(sender.get("device_id")), frame_id)
+        if key in self._seen:
+            return False
+        self._seen[key] = None
+        if len(self._seen) > self._remembered:
+            del self._seen[next(iter(self._seen))]
+        return True

@@ -35,6 +35,13 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayMessage:
+    """API Gateway's own frame: it failed to pass a frame on, and does not say which."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something happened; with `epoch` and `offset` it stands in the room's stream."""
 
@@ -59,8 +66,8 @@ def build_frame(action: str, frame_id: str, client_seq: int, trace_id: str, room
     return text
 
 
-def parse_frame(text: str) -> Ack | Refusal | Event | None:
-    """What the server said; None for anything this version does not know, among them API Gateway's own messages."""
+def parse_frame(text: str) -> Ack | Refusal | Event | GatewayMessage | None:
+    """What the server or API Gateway said; None for anything this version does not know."""
     try:
         frame = json.loads(text)
     except ValueError:
@@ -71,6 +78,8 @@ def parse_frame(text: str) -> Ack | Refusal | Event | None:
         return Refusal(_text(frame.get("re")), parse_error(frame))
     if isinstance(frame.get("re"), str):
         return Ack(frame["re"], _text(frame.get("epoch")), _whole(frame.get("offset")))
+    if isinstance(frame.get("message"), str) and "requestId" in frame:
+        return GatewayMessage(frame["message"])
     return parse_event(frame)
 
 

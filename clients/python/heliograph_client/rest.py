@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from .backoff import full_jitter_s
 from .errors import ConnectionLostError, HeliographError, RefusedError, SignedOutError, parse_error
 from .ids import now_ms
 
@@ -36,8 +37,8 @@ class Session:
 
 
 def backoff_s(attempt: int, base_s: float = 0.2, cap_s: float = 20.0) -> float:
-    """Full jitter: anything between nothing and the exponential bound, so that a crowd does not come back at once."""
-    return random.uniform(0, min(cap_s, base_s * 2.0**attempt))  # noqa: S311 - jitter, not a secret
+    """Full jitter before the next attempt."""
+    return full_jitter_s(attempt, random.random(), base_s, cap_s)  # noqa: S311 - jitter, not a secret
 
 
 class Rest:

@@ -27,12 +27,18 @@ class Roster:
         self.version: tuple[str, int] | None = None  # roster_epoch, roster_version
         self._past: set[str] = set()
         self._held: dict[int, Event] = {}
+        self._is_asked = False  # a join was sent, its snapshot has not come
         self._attempts = 0
         self._deadline_s: float | None = None
 
     def as_json(self) -> list[dict[str, str]]:
         """`[{account_id, device_id}]`, in the order they came."""
         return [{"account_id": account_id, "device_id": device_id} for account_id, device_id in self.participants]
+
+    def asked(self, now_s: float) -> None:
+        """A `join` is sent now: its snapshot must come, or the room is joined again."""
+        self._is_asked = True
+        self._ask_again_later(now_s)
 
     def snapshot(self, body: Mapping[str, Any], now_s: float) -> list[Effect]:
         """The body of a `room` event."""
@@ -42,7 +48,7 @@ class Roster:
         if version is not None and self.version is not None and version[0] != self.version[0]:
             self._past.add(self.version[0])
             self._held.clear()
-        self.version = version
+        self.version, self._is_asked = version, False
         self.participants = Counter((item["account_id"], item["device_id"]) for item in body.get("participants", ()))
         self._deadline_s, self._attempts = None, 0
         return self._advance(now_s)
@@ -66,13 +72,16 @@ class Roster:
         """Ask for a snapshot when it is time to."""
         if self._deadline_s is None or now_s < self._deadline_s:
             return []
-        self._deadline_s = now_s + min(AGAIN_CAP_S, AGAIN_S * 2.0**self._attempts)
-        self._attempts = min(self._attempts + 1, 10)
+        self._ask_again_later(now_s)
         return [Join()]
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do."""
         return self._deadline_s
+
+    def _ask_again_later(self, now_s: float) -> None:
+        self._deadline_s = now_s + min(AGAIN_CAP_S, AGAIN_S * 2.0**self._attempts)
+        self._attempts = min(self._attempts + 1, 10)
 
     def _advance(self, now_s: float) -> list[Effect]:
         ready: list[Effect] = []
@@ -85,7 +94,7 @@ class Roster:
             self.version = (epoch, number + 1)
             self._apply(event)
             ready.append(Deliver(event))
-        if not self._held:
+        if not self._held and not self._is_asked:
             self._deadline_s, self._attempts = None, 0
         elif self.version is not None and self._deadline_s is None:
             self._deadline_s = now_s + GAP_WAIT_S
