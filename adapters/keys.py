@@ -9,6 +9,7 @@ BOARD_S = 300
 HEAD_S = 86_400
 PRESENCE_GATE_MS = 1_000
 TICKET_MARK_S = 60
+CALL_S, ENDED_CALL_S = 6 * 3600, 120
 
 
 def connections(tenant_id: str, account_id: str) -> str:
@@ -46,6 +47,11 @@ def presence_pending(tenant_id: str, account_id: str) -> str:
     return f"hg:{{{tenant_id}/{account_id}}}:presence_pending"
 
 
+def call(tenant_id: str, room_id: str, call_id: str) -> str:
+    """JSON: the record of a call. Owner: signaling."""
+    return f"hg:{{{tenant_id}/{room_id}}}:call:{call_id}"
+
+
 def room_roster(tenant_id: str, room_id: str) -> str:
     """Hash: epoch and version of the live roster; a new epoch after Redis lost it. Owner: rooms."""
     return f"hg:{{{tenant_id}/{room_id}}}:roster"
@@ -73,6 +79,14 @@ end
 """
 ENTER_ROOM = _ROSTER + "return answer(redis.call('HSET', KEYS[1], ARGV[3], ARGV[4]), ARGV[1], ARGV[2])"
 LEAVE_ROOM = _ROSTER + "return answer(redis.call('HDEL', KEYS[1], unpack(ARGV, 3)), ARGV[1], ARGV[2])"
+
+# A call's record is written only over the version that was read (0: none).
+REPLACE_CALL = """
+local stored = redis.call('GET', KEYS[1])
+if (stored and cjson.decode(stored).version or 0) ~= tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
 
 # The highest handled client_seq only rises.
 ADVANCE = """

@@ -47,6 +47,7 @@ class Settings:
     redis_mode: str = _setting("`single` or `cluster`.", "single")
     mongodb_database: str = _setting("Database of the ledger.", "heliograph")
     audience: str = _setting("`aud` of our tokens.", "heliograph")
+    private_candidates: str = _setting("`drop` hides host candidates with private addresses; `pass` lets peers in one network talk directly.", "drop")
     turn_realm: str = _setting("Realm of the relay.", "heliograph")
     stun_urls: str = _setting("Comma-separated stun: URLs handed to clients; empty for none.", "")
     fcm_url: str = _setting("Base URL of FCM.", "https://fcm.googleapis.com")
@@ -74,6 +75,8 @@ def load(environ: Mapping[str, str]) -> Settings:
     settings = Settings(**values)
     if settings.redis_mode not in ("single", "cluster"):
         raise SettingsError(f"{PREFIX}REDIS_MODE must be single or cluster.")
+    if settings.private_candidates not in ("drop", "pass"):
+        raise SettingsError(f"{PREFIX}PRIVATE_CANDIDATES must be drop or pass.")
     if not 1 <= settings.access_token_s <= 900:
         raise SettingsError(f"{PREFIX}ACCESS_TOKEN_S must be between 1 and 900.")
     for name, value, low, high in (("HEARTBEAT_S", settings.heartbeat_s, 20, 240), ("HEARTBEAT_CALL_S", settings.heartbeat_call_s, 5, 60)):

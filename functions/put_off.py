@@ -6,7 +6,9 @@ from typing import Any
 
 from functions import wiring
 from heliograph.auth import Identity
+from heliograph.negotiation import RING_S
 from heliograph.presence import ON_A_CALL
+from heliograph.rooms import Room
 
 MARGIN_S = 1
 COALESCE_S = 1
@@ -21,6 +23,12 @@ def look_after(who: Identity, connection_id: str, trace_id: str) -> None:
 def look_again(timer: dict[str, Any]) -> None:
     """As often as the strictest heartbeat asks: a socket on a call is missed within a minute."""
     wiring.timers().send(timer, delay_s=wiring.heartbeat().stale_after_ms(ON_A_CALL) // 1000 + MARGIN_S)
+
+
+def end_ringing(room: Room, call_id: str, trace_id: str) -> None:
+    """Begins the ring time of an offer; a call that was answered meanwhile is left alone."""
+    timer = {"kind": "end_ringing", "tenant_id": room.tenant_id, "room_id": room.room_id, "call_id": call_id, "trace_id": trace_id}
+    wiring.timers().send(timer, delay_s=RING_S + MARGIN_S)
 
 
 def tell_presence(tenant_id: str, account_id: str, trace_id: str) -> None:

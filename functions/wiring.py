@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from adapters.accounts_mongo import Accounts
     from adapters.board_redis import Boards
+    from adapters.calls_redis import Calls
     from adapters.connections_redis import Connections
     from adapters.ledger_mongo import Ledger
     from adapters.links_s3 import Links
@@ -73,6 +74,13 @@ def tickets() -> Tickets:
     from adapters.tickets_redis import Tickets
 
     return Tickets(redis())
+
+
+@cache
+def calls() -> Calls:
+    from adapters.calls_redis import Calls
+
+    return Calls(redis())
 
 
 @cache

@@ -226,6 +226,7 @@ class Stack:
             **{f"HELIOGRAPH_{queue.name.upper()}_QUEUE_URL": self._queue_url(queue.name) for queue in service_aws.queues_of(FUNCTIONS)},
             "HELIOGRAPH_TURN_URLS": f"turn:{HOST}:{self.ports['relay']}?transport=udp",
             "HELIOGRAPH_TURN_REALM": REALM,
+            "HELIOGRAPH_PRIVATE_CANDIDATES": "pass",  # everybody is on this machine
             "AWS_REGION": service_aws.REGION,
             "AWS_ACCESS_KEY_ID": keys["access_key_id"],
             "AWS_SECRET_ACCESS_KEY": keys["secret_access_key"],

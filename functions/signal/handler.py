@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from adapters.settings import settings
 from functions import edge, wiring
+from functions.calling import pass_on
 from functions.edge import Received
-from functions.live_rooms import post_to_account, post_to_room
+from functions.live_rooms import post_to_room
 from functions.perform import perform
 from functions.presence_fanout import acquaintances, presences, tell
 from functions.put_off import look_after
@@ -16,10 +17,10 @@ from heliograph.bitrate.board import Report, State, decide
 from heliograph.effects import Close, Effect, Post
 from heliograph.errors import NotFound, Unavailable
 from heliograph.messages import Event, acknowledgement
-from heliograph.presence import Connection, live, superseded
+from heliograph.presence import Connection, superseded
 from heliograph.rooms import Participant, Room, entered
 from heliograph.shapes import JsonObject
-from heliograph.signaling import relay, sender
+from heliograph.signaling import sender
 from heliograph.streams import Position, is_behind, recover
 
 RECONNECT_BY_MS = 110 * 60_000  # API Gateway ends a socket after two hours
@@ -86,17 +87,6 @@ def message(received: Received) -> JsonObject:
     # a repeat is posted again: the first attempt may have died before it could
     post_to_room(who.tenant_id, room.room_id, replace(event, epoch=room.epoch, offset=offset), except_connection_id=received.connection_id)
     return acknowledgement(frame.id, room.epoch, offset)
-
-
-def pass_on(received: Received) -> JsonObject:
-    room, who = _room(received), received.identity
-    account_id = received.frame.body["to"]["account_id"]
-    callee = live(wiring.connections().of_account(who.tenant_id, account_id), received.now_ms, wiring.heartbeat())
-    effects = relay(received.frame, who, room, received.connection_id, callee, received.now_ms)
-    gone = post_to_account(who.tenant_id, account_id, effects)
-    if gone and received.frame.action == "offer" and gone >= {c.connection_id for c in callee}:
-        perform(relay(received.frame, who, room, received.connection_id, [], received.now_ms))  # everybody turned out to be gone
-    return acknowledgement(received.frame.id)
 
 
 def stats(received: Received) -> JsonObject:

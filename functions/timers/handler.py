@@ -2,6 +2,7 @@
 
 `look_after`: the dead man's switch. `hello` queues a look at the socket for when it would be stale, pings push that back, and a socket that went silent
 leaves its rooms and presence: nothing rests on `$disconnect`. `tell_presence`: a change that came within a second of the one told before.
+`end_ringing`: a call that nobody may have answered.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 
 from adapters.settings import now_ms
 from functions import wiring
+from functions.calling import end_ringing
 from functions.live_rooms import leave_all
 from functions.presence_fanout import tell_now
 from functions.put_off import look_again
@@ -48,7 +50,7 @@ def _is_alive(connection: Connection) -> bool:
     return now_ms() - connection.seen_at_ms <= wiring.heartbeat().stale_after_ms(connection.status)
 
 
-KINDS = {"look_after": look_after, "tell_presence": tell_presence}
+KINDS = {"look_after": look_after, "tell_presence": tell_presence, "end_ringing": end_ringing}
 _processor = BatchProcessor(event_type=EventType.SQS, raise_on_entire_batch_failure=False)
 
 

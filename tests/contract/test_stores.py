@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from adapters import keys, redis_client
 from adapters.accounts_mongo import Account, Accounts, Session
 from adapters.board_redis import Boards
+from adapters.calls_redis import Calls
 from adapters.connections_redis import Connections
 from adapters.idempotency_mongo import once
 from adapters.ledger_mongo import Ledger
@@ -31,6 +32,7 @@ from heliograph.ids import new_id
 from heliograph.ledger import first_broken
 from heliograph.links import Media
 from heliograph.messages import Event
+from heliograph.negotiation import Call, Device
 from heliograph.presence import Connection
 from heliograph.push import Target
 from heliograph.rooms import Participant, Room, new_room
@@ -369,3 +371,17 @@ def test_a_wrong_setting_stops_the_start_with_one_sentence(change: dict[str, str
     with pytest.raises(SettingsError, match=says):
         load(GOOD_SETTINGS | change)
     assert load(GOOD_SETTINGS | {"HELIOGRAPH_HEARTBEAT_S": "60", "PATH": "/bin"}).heartbeat_s == 60
+
+
+def test_a_calls_record_is_written_only_over_the_version_that_was_read(redis_server: Any, tenant_id: str) -> None:
+    calls = Calls(redis_server)
+    first = Call("call_1", Device("acc_1", "dev_1"), "acc_2", None, "ringing", "n1", "caller", 5, 5, ringing=("dev_2",))
+    second = replace(first, state="ended", version=2)
+    assert calls.get(tenant_id, "room", "call_1") is None
+    assert not calls.replace(tenant_id, "room", second, first)
+    assert calls.replace(tenant_id, "room", first, None)
+    assert not calls.replace(tenant_id, "room", first, None)
+    assert calls.get(tenant_id, "room", "call_1") == first
+    assert calls.replace(tenant_id, "room", second, first)
+    assert calls.get(tenant_id, "room", "call_1") == second
+    assert 0 < redis_server.ttl(keys.call(tenant_id, "room", "call_1")) <= keys.ENDED_CALL_S

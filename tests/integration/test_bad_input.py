@@ -17,6 +17,7 @@ import pytest
 
 from heliograph_client import make_id
 from tests.running import RunningStack
+from tests.unit.test_sdp import MINIMAL
 
 Json = dict[str, Any]
 
@@ -97,7 +98,7 @@ def is_refusal(body: Json, code: str) -> bool:
 
 CALL, OTHER_ACCOUNT = make_id("call"), make_id("acc")
 DEEP = '{"action":"message","body":' + "[" * 9000 + "]" * 9000 + "}"
-SDP = {"call_id": CALL, "negotiation_id": "n1", "sdp": "v=0"}
+SDP = {"call_id": CALL, "negotiation_id": "n1", "sdp": MINIMAL}
 
 # what is wrong -> (frame changes or raw text, code)
 BAD_FRAMES: dict[str, tuple[Json | str, str]] = {
@@ -119,6 +120,7 @@ BAD_FRAMES: dict[str, tuple[Json | str, str]] = {
     "a room that does not exist": ({"room_id": make_id("room")}, "not_found"),
     "the room of a foreign tenant": ({"room_id": "FOREIGN"}, "not_found"),
     "a call to nobody in the room": ({"action": "offer", "body": {**SDP, "to": {"account_id": OTHER_ACCOUNT}}}, "not_found"),
+    "an SDP that is not one": ({"action": "offer", "body": {**SDP, "sdp": "v=0", "to": {"account_id": OTHER_ACCOUNT}}}, "sdp_invalid"),
     "loss of 200 %": ({"action": "stats", "body": {"call_id": CALL, "loss": 2}}, "malformed"),
 }
 

@@ -11,21 +11,16 @@ from heliograph.effects import Notify, Post
 from heliograph.errors import Forbidden, NotFound, TokenInvalid, TooLarge
 from heliograph.ledger import GENESIS, entry, first_broken
 from heliograph.links import MAX_UPLOAD_BYTES, Media, announced
-from heliograph.messages import Frame
+from heliograph.messages import Event
 from heliograph.presence import Connection, Heartbeat, live, presence_of, superseded
 from heliograph.push import parse_queue_message, payload, queue_message
-from heliograph.rooms import entered, new_room
-from heliograph.signaling import relay
+from heliograph.rooms import Participant, entered, member_named, new_room
+from heliograph.signaling import to_room
 
 BEAT = Heartbeat(idle_s=60, call_s=20)
 ANA, BEN, EVE = (f"acc_{digit * 32}" for digit in "abe")
 ROOM = new_room("acme", "room_" + "0" * 32, "Depot", "epoch", ANA, [BEN, ANA, BEN])
 WHO = Identity("acme", ANA, "dev_" + "0" * 32, "ses_" + "0" * 32, "member", " ".join(SCOPES["member"]))
-
-
-def offer(to: str, device_id: str | None = None, action: str = "offer") -> Frame:
-    target = {"account_id": to} | ({"device_id": device_id} if device_id else {})
-    return Frame(action, "msg_" + "1" * 32, 1, "trace", ROOM.room_id, {"call_id": "call_1", "to": target, "negotiation_id": "n", "sdp": "v=0"})
 
 
 def connection(connection_id: str, device_id: str = "dev_1", generation: int = 1, status: str = "online", seen_at_ms: int = 1000) -> Connection:
@@ -45,33 +40,16 @@ def test_a_foreign_room_answers_exactly_as_an_unknown_one() -> None:
     assert entered(ROOM, BEN) is ROOM
 
 
-def test_an_offer_reaches_every_socket_of_the_callee_without_the_address_it_was_sent_to() -> None:
-    effects = relay(offer(BEN), WHO, ROOM, "own", [connection("b1"), connection("b2", "dev_2")], 5)
-    assert [effect.connection_id for effect in effects if isinstance(effect, Post)] == ["b1", "b2"]
-    assert isinstance(effects[0], Post)
-    body = effects[0].event.body
-    assert "to" not in body
-    assert (body["from"], body["id"], body["sdp"]) == ({"account_id": ANA, "device_id": WHO.device_id}, "msg_" + "1" * 32, "v=0")
-
-
-def test_an_answer_to_one_device_reaches_that_device_alone() -> None:
-    effects = relay(offer(BEN, "dev_2", "answer"), WHO, ROOM, "own", [connection("b1"), connection("b2", "dev_2")], 5)
-    assert [effect.connection_id for effect in effects if isinstance(effect, Post)] == ["b2"]
-
-
-def test_an_offer_that_reaches_nobody_becomes_a_push_and_the_caller_is_told() -> None:
-    push, told = relay(offer(BEN), WHO, ROOM, "own", [], 5)
-    assert isinstance(push, Notify)
-    assert isinstance(told, Post)
-    assert (push.account_id, push.notification_id, push.expires_at_ms) == (BEN, "ntf_" + "1" * 32, 30_005)
-    assert (told.connection_id, told.event.event) == ("own", "callee_absent")
-    assert relay(offer(BEN, action="candidate"), WHO, ROOM, "own", [], 5) == []
-
-
-def test_nobody_can_be_called_who_is_not_in_the_room() -> None:
+def test_nobody_can_be_addressed_who_is_not_in_the_room() -> None:
     with pytest.raises(NotFound):
-        relay(offer(EVE), WHO, ROOM, "own", [connection("e1")], 5)
-    assert relay(offer(BEN), WHO, ROOM, "own", [connection("b1")], 5)
+        member_named(ROOM, EVE)
+    assert member_named(ROOM, BEN) == BEN
+
+
+def test_an_event_goes_to_every_socket_in_the_room_but_the_senders() -> None:
+    event, people = Event("message", 1, "t", {}), [Participant("a", ANA, "d1"), Participant("b", BEN, "d2")]
+    assert to_room(event, people, except_connection_id="a") == [Post("b", event)]
+    assert len(to_room(event, people)) == 2
 
 
 def test_a_connection_that_missed_its_heartbeats_does_not_count() -> None:
@@ -134,8 +112,7 @@ def test_a_changed_or_missing_ledger_entry_is_found() -> None:
 
 
 def test_a_queued_notification_survives_the_queue_and_its_payload_is_flat_text() -> None:
-    push = relay(offer(BEN), WHO, ROOM, "own", [], 5)[0]
-    assert isinstance(push, Notify)
+    push = Notify("ntf_1", "acme", BEN, "missed_call", ROOM.room_id, {"call_id": "call_1", "from_account_id": ANA}, 30_005, "trace")
     assert parse_queue_message(queue_message(push)) == push
     assert all(isinstance(value, str) for value in payload(push).values())
     with pytest.raises(KeyError):
