@@ -218,6 +218,8 @@ class Hall:
     def presence(self, peer: Peer, frame: dict[str, Any]) -> dict[str, Any]:
         return {"re": frame["id"]}
 
+    watch = presence
+
     def of(self, client: Client) -> Peer:
         """The newest socket of a client."""
         return next(peer for peer in reversed(self.peers) if peer.device_id == client.session.device_id)
@@ -551,10 +553,42 @@ async def test_a_text_waits_for_the_connection_and_says_when_there_was_none(hall
     assert [event["body"]["text"] for event in room.events] == ["patient"]
 
 
-async def test_pings_are_denser_on_a_call_and_the_status_survives_a_new_socket(hall: Hall) -> None:
+async def test_pings_are_denser_on_a_call_and_what_belongs_to_a_socket_is_said_again(hall: Hall) -> None:
     hall.welcome = {"heartbeat_s": 60, "heartbeat_call_s": 0.05}
     async with online(hall, "ana") as ana:
         await ana.set_presence("on_a_call")
+        await ana.watch(["acc_ben"])
         await hall.of(ana).socket.close()
         await until(lambda: len([1 for _, frame in hall.seen if frame["action"] == "ping"]) > 2, "pings")
-    assert [frame["body"]["status"] for _, frame in hall.seen if frame["action"] == "presence"] == ["on_a_call"] * 2
+    said = [frame["body"] for _, frame in hall.seen if frame["action"] in ("presence", "watch")]
+    assert said == [{"status": "on_a_call"}, {"account_ids": ["acc_ben"]}] * 2
+
+
+async def test_a_socket_that_is_refused_because_of_a_newer_one_is_left(hall: Hall) -> None:
+    def refuse(peer: Peer, frame: dict[str, Any]) -> dict[str, Any] | None:
+        is_late = frame["action"] == "presence" and frame["body"]["status"] == "busy"
+        return {"code": "connected_elsewhere", "message": "No.", "retryable": False, "trace_id": TRACE, "re": frame["id"]} if is_late else None
+
+    hall.intercept = refuse
+    async with online(hall, "ana") as ana:
+        reader = Reader(ana, "")
+        with pytest.raises(TimedOutError, match="not connected"):
+            await ana.request("presence", None, {"status": "busy"}, timeout_s=0.5)
+        assert reader.names == ["closed"]
+        assert len([1 for _, frame in hall.seen if frame["action"] == "hello"]) == 1
+
+
+async def test_two_hundred_suspensions_do_not_end_it(hall: Hall) -> None:
+    room_id, room = room_of(hall)
+    async with online(hall, "ana") as ana, online(hall, "ben") as ben:
+        reader = Reader(ben, room_id)
+        await asyncio.gather(ana.join(room_id), ben.join(room_id))
+        for number in range(200):
+            for peer in [peer for peer in hall.peers if peer.account_id == "acc_ben" and hall.dice.random() < 0.7]:
+                hall.cut(peer, after_s=hall.dice.uniform(0, 0.01))
+            if number % 10 == 0:
+                await ana.send_text(room_id, str(number))
+            await asyncio.sleep(hall.dice.uniform(0, 0.02))
+            ben.network_available()
+        await until(lambda: reader.has(room), "everything that was written")
+    reader.check(room)

@@ -112,6 +112,14 @@ def test_a_position_that_is_too_old_is_a_reset_to_the_oldest_event_there_is() ->
     assert stream.room(snapshot(902, [event(901), event(902)], recovered=False), 0.0) == [], "the same snapshot again changes nothing"
 
 
+def test_a_server_that_lost_the_end_of_its_stream_is_followed_and_says_so() -> None:
+    stream = at(9)
+    stream.join_body(0.0)
+    assert offsets(stream.room(snapshot(7, recovered=False), 0.0)) == [7]
+    assert offsets(stream.receive(event(8), 0.0)) == [8]
+    assert stream.room(snapshot(7, recovered=False), 0.0) == [], "the same snapshot again changes nothing"
+
+
 def test_behind_recovers_at_once_but_not_while_recovery_is_under_way() -> None:
     stream = at(1)
     assert stream.behind("e1", 1, 0.0) == []

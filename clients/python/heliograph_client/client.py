@@ -49,6 +49,7 @@ class Client:
         self._calls = Calls(self, self.ice_servers, self._call_began)
         self._relayed = Relayed()
         self._status: Status = "online"
+        self._watched: list[str] | None = None
         self._subscriptions: set[Subscription] = set()
         self._callbacks: dict[str, list[Callable[[Event], None]]] = {}
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
@@ -135,10 +136,12 @@ class Client:
         self._link.network_available()
 
     async def come_back(self) -> None:
-        """Called by the uplink when a new socket said hello: rooms are joined with their positions, the status is set again."""
+        """Called by the uplink when a new socket said hello: rooms are joined with their positions, what belongs to the socket is said again."""
         await self._rooms.come_back()
         if self._status != "online":
             await self.set_presence(self._status)
+        if self._watched is not None:
+            await self.watch(self._watched)
 
     def pings(self) -> list[Mapping[str, Any]]:
         """Called by the uplink: the bodies of one round of pings."""
@@ -242,6 +245,11 @@ class Client:
         """Set the status of this device."""
         self._status = status
         return await self.request("presence", None, {"status": status})
+
+    async def watch(self, account_ids: Sequence[str]) -> Ack:
+        """Be told only of these accounts' presence; without it of everybody who shares a room."""
+        self._watched = list(account_ids)
+        return await self.request("watch", None, {"account_ids": self._watched})
 
     async def presence(self) -> list[dict[str, Any]]:
         """Presence of everybody who shares a room with this account."""

@@ -61,7 +61,7 @@ class Stream:
         self._own: set[Position] = set()
         self._heads: dict[str, int] = {}  # epoch -> the newest offset known to exist
         self._past: set[str] = set()
-        self._has_asked = False  # a join with a position was sent: only then can recovery fail
+        self._asked: Position | None = None  # what the last join or page asked for: only then can recovery fail, and once
         self._attempts = 0
         self._deadline_s: float | None = None
 
@@ -69,7 +69,7 @@ class Stream:
         """The body of a `join` that is sent now."""
         if self.position is None:
             return {}
-        self._has_asked = True
+        self._asked = self.position
         self._ask_again_later(now_s)
         return {"epoch": self.position.epoch, "offset": self.position.offset}
 
@@ -177,7 +177,8 @@ class Stream:
         events, here = _events(body.get("events"), self.room_id), self.position
         assert here is not None
         start = events[0].offset - 1 if events and events[0].offset is not None else head
-        is_lost = self._has_asked and not body.get("recovered", True) and start > here.offset
+        is_refused = self._asked is not None and not body.get("recovered", True)
+        is_lost = is_refused and (start > here.offset or (self._asked is not None and head < self._asked.offset))  # too old, or the server lost its end
         effects = [self._reset(epoch, start)] if epoch != here.epoch or is_lost else []
         self._heads = {epoch: self._heads.get(epoch, 0)}  # the server says which epoch it is; a newer one will be heard of again
         self._note(epoch, head)
@@ -189,7 +190,7 @@ class Stream:
     def _read_on(self, now_s: float) -> list[Effect]:
         if self.position is None or self._heads.get(self.position.epoch, 0) <= self.position.offset:
             return []
-        self._deadline_s = now_s + AGAIN_S
+        self._asked, self._deadline_s = self.position, now_s + AGAIN_S
         return [ReadPage(self.position)]
 
     def _reset(self, epoch: str, offset: int) -> Effect:
@@ -198,7 +199,7 @@ class Stream:
         assert before is not None
         if epoch != before.epoch:
             self._past.add(before.epoch)
-        self.position = Position(epoch, offset)
+        self.position, self._asked = Position(epoch, offset), None
         self._prune()
         return Deliver(Event("stream_reset", {"previous": {"epoch": before.epoch, "offset": before.offset}}, self.room_id, epoch, offset))
 

@@ -20,12 +20,13 @@ from .backoff import Backoff, replace_after_s
 from .connection import Connection, Frame, open_connection
 from .errors import ConnectionLostError, HeliographError, RefusedError, SignedOutError, TimedOutError
 from .exchange import Exchange
-from .frames import Event
+from .frames import Event, Refusal
 from .rest import Rest
 
 _LOG = logging.getLogger("heliograph_client")
 PING_TIMEOUT_S, HINTED_PING_TIMEOUT_S = 5.0, 2.0
 HINT_GRACE_S = 0.3  # an attempt under way when the hint comes has this long to succeed
+REPLACED = "connected_elsewhere"
 CLIENT_NAME = "heliograph-python/0.1.0"
 
 
@@ -146,16 +147,27 @@ class Uplink:
         self._online.set()
 
     def _receive(self, connection: Connection, frame: Frame) -> None:
+        if isinstance(frame, Refusal) and frame.error.code == REPLACED:
+            self._replaced(connection, Event("closed", {"reason": REPLACED}))
+            self._exchange.lost(connection)  # what went over it may go over the next one
+            return
         if not isinstance(frame, Event):
             self._exchange.receive(frame)
             return
-        if frame.event == "closed" and frame.body.get("reason") == "connected_elsewhere":
-            if connection.is_superseded or connection.ended.is_set():
-                return  # by our own next socket
-            connection.is_replaced = True
+        if frame.event == "closed" and frame.body.get("reason") == REPLACED:
+            self._replaced(connection, frame)
+            return
         if frame.event == "welcome" and not connection.welcome.done():
             connection.welcome.set_result(frame)
         self._device.receive(frame)
+
+    def _replaced(self, connection: Connection, closed: Event) -> None:
+        """Another socket of this device has the place: expected when it is our own next one, else the end until `resume`."""
+        if connection.is_superseded or connection.is_replaced or connection.ended.is_set():
+            return
+        connection.is_replaced = True
+        self._device.receive(closed)
+        self._spawn(connection.close())
 
     def _ended(self, connection: Connection) -> None:
         if connection is self._connection:
