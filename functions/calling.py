@@ -9,7 +9,8 @@ from typing import Any
 from adapters.settings import now_ms, settings
 from functions import put_off, wiring
 from functions.edge import Received
-from functions.live_rooms import post_to_account, post_to_room
+from functions.live_rooms import post_to_room
+from functions.perform import perform
 from heliograph.messages import Event, Frame, acknowledgement
 from heliograph.negotiation import Absent, Call, Decision, Device, Missed, Signal, expire, request, to_effects
 from heliograph.presence import Connection, live
@@ -77,16 +78,15 @@ def _perform(room: Room, decision: Decision, frame: Frame, actor: Device, own_co
     """Does what was decided; whether somebody was reached."""
     connections = {account_id: _live(room.tenant_id, account_id, at_ms) for account_id in decision.account_ids}
     effects = to_effects(decision, frame, actor, room.tenant_id, own_connection_id, connections, at_ms)
-    tried = {c.connection_id for found in connections.values() for c in found}
-    gone: set[str] = set()
+    gone = perform(effects)
     for account_id, found in connections.items():
-        own = {c.connection_id for c in found}
-        gone |= post_to_account(room.tenant_id, account_id, [e for e in effects if getattr(e, "connection_id", None) in own])
-    post_to_account(room.tenant_id, actor.account_id, [e for e in effects if getattr(e, "connection_id", None) not in tried])
+        lost = gone & {c.connection_id for c in found}
+        if lost:
+            wiring.connections().remove(room.tenant_id, account_id, lost)
     for effect in decision.effects:
         if isinstance(effect, Missed) or (isinstance(effect, Absent) and effect.is_pushed):
             _note_missed(room, effect.account_id, actor, frame, at_ms)
-    return bool(tried - gone)
+    return any(c.connection_id not in gone for found in connections.values() for c in found)
 
 
 def _note_missed(room: Room, account_id: str, caller: Device, frame: Frame, at_ms: int) -> None:

@@ -1,14 +1,13 @@
-"""Live sockets and what their coming and going means to others: posts to rooms and accounts, sockets that turn out to be gone, leaving."""
+"""Live sockets and what their coming and going means to others: posts to rooms, sockets that turn out to be gone, leaving."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from functions import wiring
 from functions.perform import perform
 from functions.presence_fanout import tell
-from heliograph.effects import Effect
 from heliograph.errors import Unavailable
 from heliograph.messages import Event
 from heliograph.rooms import Participant
@@ -40,14 +39,6 @@ def take_out(tenant_id: str, room_id: str, gone: Sequence[Participant], because:
         left = Event("participant_left", because.at_ms, because.trace_id, body, room_id)
         also_gone = perform(to_room(left, roster.participants))
         take_out(tenant_id, room_id, [p for p in roster.participants if p.connection_id in also_gone], because)
-
-
-def post_to_account(tenant_id: str, account_id: str, effects: Iterable[Effect]) -> set[str]:
-    """Performs the effects; sockets that are gone leave the account. Returns them."""
-    gone = perform(effects)
-    if gone:
-        wiring.connections().remove(tenant_id, account_id, gone)
-    return gone
 
 
 def leave_all(tenant_id: str, account_id: str, device_id: str, connection_id: str, trace_id: str, now_ms: int) -> None:
