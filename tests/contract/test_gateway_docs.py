@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -66,5 +67,6 @@ def test_a_stranger_gets_it_going_with_the_files_and_the_lines_of_the_page(tmp_p
     (tmp_path / "functions/hello").mkdir()
     (tmp_path / "functions/hello/handler.py").write_text("def handler(event, context):\n    return {'statusCode': 200, 'body': 'hello'}\n")
     program = _STRANGER.format(recipe=textwrap.indent(recipe[1], "    "))
-    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    theirs = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # our own folders must not help
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=theirs, capture_output=True, text=True, timeout=30, check=False)
     assert (ended.stdout, ended.stderr) == ("hello hello\n", "")
