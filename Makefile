@@ -41,7 +41,7 @@ run: setup  ## the whole product on this laptop, one real call made; ONCE=1 ends
 
 check: setup  ## style, types, import rules, unit and contract tests
 	@ruff check . && ruff format --check --quiet .
-	@mypy heliograph adapters functions media_fleet local clients/python/heliograph_client tests bench docs
+	@mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client tests bench docs
 	@mkdir -p build && lint-imports --no-cache > build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }
 	@pytest tests/unit tests/contract
 

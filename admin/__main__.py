@@ -1,0 +1,106 @@
+"""`python -m admin migrate | verify | add-account | redrive`: what an operator does to a deployment.
+
+MongoDB's URI comes from Secrets Manager (`--mongodb-secret`) or from HELIOGRAPH_MONGODB_URI; a password is read from standard input. Neither stands in argv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import sys
+from typing import Any
+
+from adapters import aws_json, migrations_mongo, mongo_client
+from adapters.accounts_mongo import Account, Accounts
+from adapters.ledger_mongo import Ledger
+from adapters.passwords_argon2 import hashed
+from adapters.secrets_aws import read_secret
+from adapters.settings import now_ms, random_bytes
+from heliograph.auth import SCOPES
+from heliograph.ids import new_id
+from heliograph.ledger import first_broken
+
+LEAST_PASSWORD = 12
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m admin", description="Operate a deployment of Heliograph.")
+    parser.add_argument("--mongodb-secret", help="Secrets Manager id of {uri}; without it HELIOGRAPH_MONGODB_URI is read")
+    parser.add_argument("--database", default="heliograph")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("migrate", help="create collections, validators and indexes; running it again changes nothing")
+    verify = commands.add_parser("verify", help="check a tenant's transaction log; exit code 1 when its chain is broken")
+    verify.add_argument("--tenant", required=True)
+    account = commands.add_parser("add-account", help="create an account; its password is read from standard input")
+    account.add_argument("--tenant", required=True)
+    account.add_argument("--login", required=True)
+    account.add_argument("--role", choices=sorted(SCOPES), default="member")
+    redrive = commands.add_parser("redrive", help="put the messages of a dead-letter queue back into the queue they came from")
+    redrive.add_argument("--dead-letter-queue-url", required=True)
+    redrive.add_argument("--queue-url", required=True)
+    return parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does one command; prints what it did as one JSON line."""
+    if options.command == "redrive":
+        return _print({"moved": redrive(options.dead_letter_queue_url, options.queue_url)})
+    database = mongo_client.connect(_uri(options), options.database)
+    if options.command == "migrate":
+        migrations_mongo.migrate(database)
+        return _print({"migrated": sorted(database.list_collection_names())})
+    if options.command == "verify":
+        return _verify(database, options.tenant)
+    return _add_account(database, options)
+
+
+def redrive(dead_letter_queue_url: str, queue_url: str) -> int:
+    """Moves every message; one that was sent but could not be deleted is sent again, which the consumers take."""
+    moved = 0
+    while messages := aws_json.call("sqs", "AmazonSQS.ReceiveMessage", {"QueueUrl": dead_letter_queue_url, "MaxNumberOfMessages": 10}).get("Messages"):
+        for message in messages:
+            aws_json.call("sqs", "AmazonSQS.SendMessage", {"QueueUrl": queue_url, "MessageBody": message["Body"]})
+            aws_json.call("sqs", "AmazonSQS.DeleteMessage", {"QueueUrl": dead_letter_queue_url, "ReceiptHandle": message["ReceiptHandle"]})
+            moved += 1
+    return moved
+
+
+def _verify(database: Any, tenant_id: str) -> int:
+    entries = list(Ledger(database).entries(tenant_id))
+    broken = first_broken(entries)
+    _print({"tenant_id": tenant_id, "entries": len(entries), "first_broken": broken, "head": entries[-1]["hash"] if entries else None})
+    return 0 if broken is None else 1
+
+
+def _add_account(database: Any, options: argparse.Namespace) -> int:
+    accounts = Accounts(database)
+    if accounts.by_login(options.tenant, options.login) is not None:
+        print(f"{options.login} exists in {options.tenant} already.", file=sys.stderr)
+        return 1
+    password = getpass.getpass("Password: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    if len(password) < LEAST_PASSWORD:
+        print(f"A password has at least {LEAST_PASSWORD} characters.", file=sys.stderr)
+        return 1
+    account_id = new_id("acc", now_ms(), random_bytes())
+    accounts.put(Account(options.tenant, account_id, options.login, hashed(password), options.role))
+    return _print({"tenant_id": options.tenant, "account_id": account_id, "login": options.login, "role": options.role})
+
+
+def _uri(options: argparse.Namespace) -> str:
+    if options.mongodb_secret:
+        return str(read_secret(options.mongodb_secret)["uri"])
+    uri = os.environ.get("HELIOGRAPH_MONGODB_URI")
+    if not uri:
+        raise SystemExit("Name the secret with MongoDB's URI: --mongodb-secret ID, or set HELIOGRAPH_MONGODB_URI.")
+    return uri
+
+
+def _print(answer: dict[str, Any]) -> int:
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(parse(sys.argv[1:])))
