@@ -1,6 +1,7 @@
 """Commands of the media fleet.
 
-`relay`: the relay alone with fixed users, for measuring. `node`: what the container runs, with secrets from Secrets Manager.
+`relay`: the relay alone with fixed users, for measuring. `hub`: the event hub alone. `node`: what the container runs, with secrets from Secrets
+Manager: the relay, and the hub where a session store and a callback URL are set.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ import argparse
 import asyncio
 import ipaddress
 import os
+import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from heliograph.ice import TurnSecrets
 from media_fleet.log import log
-from media_fleet.relay import RelayConfig, run, run_loop, serve
-from media_fleet.settings import address, load
+from media_fleet.relay import Relay, RelayConfig, run, run_loop, serve
+from media_fleet.settings import HubSettings, address, load, load_hub
 from media_fleet.turn import shared_secrets, static_users
+
+if TYPE_CHECKING:
+    from media_fleet.hub import HubConfig
 
 _CONTAINER = ("ECS_CONTAINER_METADATA_URI", "ECS_CONTAINER_METADATA_URI_V4", "KUBERNETES_SERVICE_HOST")
 _SECRET_S = 300.0  # how often a rotated secret is looked for
@@ -32,10 +38,13 @@ def main(arguments: list[str] | None = None) -> None:
     relay.add_argument("--allow-peer", action="append", default=[], metavar="CIDR", help="peers allowed in spite of the deny list; may be repeated")
     relay.add_argument("--relay-address", metavar="IP", help="address that peers reach the relay at (default: the listener's)")
     relay.add_argument("--stats", metavar="IP:PORT", help="HTTP endpoint: /healthz and /allocations")
+    commands.add_parser("hub", help="the event hub alone; settings come from the environment")
     commands.add_parser("node", help="a node of the fleet; settings come from the environment")
     chosen = parser.parse_args(arguments)
     if chosen.command == "relay":
         _relay(chosen)
+    elif chosen.command == "hub":
+        _hub()
     else:
         _node()
 
@@ -65,8 +74,61 @@ def refuse_in_a_container(environ: Mapping[str, str]) -> None:
         raise SystemExit(f"{found} is set, so this is a deployment: `relay` has fixed users and is for measuring only; run `python -m media_fleet node`.")
 
 
+def _hub() -> None:
+    config = _hub_config(load_hub(os.environ))
+    from media_fleet import hub
+
+    run_loop(hub.run(config))
+
+
+def _hub_config(settings: HubSettings) -> HubConfig:
+    from adapters.settings import aws_credentials, aws_region
+    from media_fleet.hub import HubConfig
+
+    if settings.redis_mode not in ("single", "cluster"):
+        raise SystemExit("HELIOGRAPH_REDIS_MODE must be single or cluster.")
+    return HubConfig(
+        redis_url=settings.redis_url,
+        redis_mode=settings.redis_mode,
+        connections_url=settings.connections_url,
+        region=aws_region(),
+        credentials=aws_credentials,
+        stats_listen=address(settings.hub_stats_listen, "HELIOGRAPH_HUB_STATS_LISTEN") if settings.hub_stats_listen else None,
+        concurrency=_whole(settings.hub_concurrency, "HELIOGRAPH_HUB_CONCURRENCY"),
+        shed_over=_whole(settings.hub_shed_over, "HELIOGRAPH_HUB_SHED_OVER"),
+        drain_s=_seconds(settings.hub_drain_s, "HELIOGRAPH_HUB_DRAIN_S"),
+    )
+
+
+async def _relay_and_hub(config: RelayConfig, hub_config: HubConfig) -> None:
+    """Both in one process and on one signal; each drains in its own time."""
+    from media_fleet import hub
+
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    try:
+        relay = Relay(config)
+        await relay.start()
+    except OSError as error:
+        raise SystemExit(f"The relay cannot listen on udp {config.listen[0]}:{config.listen[1]}: {error.strerror or error}.") from None
+    try:
+        print(f"relay listening on udp {relay.address[0]}:{relay.address[1]}", flush=True)
+        hubbing = asyncio.create_task(hub.until(hub_config, stopped))
+        await asyncio.wait([hubbing, stopping := asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if stopped.is_set():
+            await relay.drain()
+        await hubbing
+    finally:
+        await relay.close()
+
+
 def _node() -> None:
     settings = load(os.environ)
+    if bool(settings.redis_url) != bool(settings.connections_url):
+        raise SystemExit("HELIOGRAPH_REDIS_URL and HELIOGRAPH_CONNECTIONS_URL belong together: set both for a hub, or none.")
+    hub_config = _hub_config(settings) if settings.redis_url else None
     try:
         secrets = [_read_secret(settings.turn_secret_id)]
     except ValueError as error:
@@ -84,7 +146,7 @@ def _node() -> None:
     async def node() -> None:
         watching = asyncio.create_task(_watch_secret(settings.turn_secret_id, secrets))
         try:
-            await run(config)
+            await (_relay_and_hub(config, hub_config) if hub_config else run(config))
         finally:
             watching.cancel()
             with suppress(asyncio.CancelledError):
@@ -136,6 +198,13 @@ def _seconds(text: str, name: str) -> float:
         return max(0.0, float(text))
     except ValueError:
         raise SystemExit(f"{name} must be a number of seconds.") from None
+
+
+def _whole(text: str, name: str) -> int:
+    try:
+        return max(1, int(text))
+    except ValueError:
+        raise SystemExit(f"{name} must be a whole number.") from None
 
 
 def _needs_relay_address(config: RelayConfig, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from media_fleet.stun import Address
 
@@ -17,8 +17,22 @@ def _setting(doc: str, default: Any = MISSING) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSettings:
-    """Each field is the environment variable HELIOGRAPH_<NAME>."""
+class HubSettings:
+    """Of a hub alone. Each field is the environment variable HELIOGRAPH_<NAME>."""
+
+    redis_url: str = _setting("redis:// or rediss:// URL of the session store.")
+    connections_url: str = _setting("Base URL of the WebSocket API's @connections, stage included.")
+    redis_mode: str = _setting("`single` or `cluster`.", "single")
+    hub_stats_listen: str = _setting("IP:PORT of the hub's HTTP endpoint: /healthz and /hub; empty for none.", "")
+    hub_concurrency: str = _setting("Posts in flight of the hub; slow targets have lanes of their own.", "64")
+    hub_shed_over: str = _setting("Over this many waiting posts, presence events are dropped; over four times as many, the hub lets its lease go.", "10000")
+    hub_drain_s: str = _setting("How many seconds the hub may post its backlog after SIGTERM.", "20")
+    stage: str = _setting("Name of the deployment.", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings(HubSettings):
+    """Of a node: a relay, and a hub where the hub's two required settings are there."""
 
     turn_secret_id: str = _setting("Secrets Manager id of {current, previous}: the relay's shared secret.")
     relay_address: str = _setting("The public IP address of this node, as peers reach it.")
@@ -26,19 +40,32 @@ class NodeSettings:
     turn_realm: str = _setting("Realm of the relay; clients learn it from the relay itself.", "heliograph")
     stats_listen: str = _setting("IP:PORT of the HTTP endpoint for health and meters; empty for none.", "")
     relay_drain_s: str = _setting("How many seconds calls may go on after SIGTERM.", "100")
-    stage: str = _setting("Name of the deployment.", "")
+    redis_url: str = _setting("redis:// or rediss:// URL of the session store; empty for a node without a hub.", "")
+    connections_url: str = _setting("Base URL of the WebSocket API's @connections, stage included; empty for a node without a hub.", "")
+
+
+_Settings = TypeVar("_Settings", NodeSettings, HubSettings)
 
 
 def load(environ: Mapping[str, str]) -> NodeSettings:
-    """The settings in these variables; SystemExit names the first thing that is wrong."""
-    known = {PREFIX + item.name.upper(): item for item in fields(NodeSettings)}
-    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    """The settings of a node; SystemExit names the first thing that is wrong."""
+    return _load(environ, NodeSettings)
+
+
+def load_hub(environ: Mapping[str, str]) -> HubSettings:
+    """The settings of a hub alone; SystemExit names the first thing that is wrong."""
+    return _load(environ, HubSettings)
+
+
+def _load(environ: Mapping[str, str], kind: type[_Settings]) -> _Settings:
+    known = {PREFIX + item.name.upper(): item for item in fields(kind)}
+    unknown = sorted(name for name, value in environ.items() if name.startswith(PREFIX) and value and name not in known)
     if unknown:
         raise SystemExit(f"{unknown[0]} is not a setting of a media node.")
     missing = sorted(name for name, item in known.items() if item.default is MISSING and not environ.get(name))
     if missing:
         raise SystemExit(f"{missing[0]} is not set: {known[missing[0]].metadata['doc']}")
-    return NodeSettings(**{item.name: environ[name] for name, item in known.items() if name in environ})
+    return kind(**{item.name: environ[name] for name, item in known.items() if name in environ})
 
 
 def address(text: str, name: str) -> Address:
