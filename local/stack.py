@@ -27,13 +27,13 @@ from local.push_stub import PushStub
 from local.queues import QueuePoller
 from local.schedules import Schedules
 from local.seed import seed
-from local.services import HOST, LocalError, choose_ports, ping_stun, read_json, write_private_json
+from local.services import HOST, LocalError, choose_ports, ping_http, ping_stun, read_json, write_private_json
 from local.supervisor import Child, Supervisor, end_stale
 
 STAGE: Final = "local"
 DATABASE: Final = "heliograph"
 REALM: Final = "heliograph"
-_PORTS: Final = ("rest", "socket", "admin", "gate", "moto", "redis", "mongo", "relay", "relay_stats", "push_stub")
+_PORTS: Final = ("rest", "socket", "admin", "gate", "moto", "redis", "mongo", "relay", "relay_stats", "hub_stats", "push_stub")
 _WARM: Final = ("authorizer", "tokens", "ws_connect", "signal")
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _OURS: Final = ("HELIOGRAPH_REDIS_URL", "HELIOGRAPH_REDIS_SERVER", service_mongo.URI_ENVIRONMENT)
@@ -104,6 +104,7 @@ class Stack:
             users = group.create_task(self._start_mongo())
             aws = group.create_task(self._start_aws())
             group.create_task(self._start_relay())
+            group.create_task(self._start_hub())
             group.create_task(self._start_lambdas(aws))
         await self._start_poller()
         schedules = Schedules(FUNCTIONS, self._invoke, region=service_aws.REGION)
@@ -183,6 +184,14 @@ class Stack:
         secret = {"HELIOGRAPH_LOCAL_TURN_SECRET": self.secrets["turn"]["current"], "PYTHONPATH": str(_ROOT)}
         await self.supervisor.start(Child("relay", argv, lambda: ping_stun(self.ports["relay"]), environment=secret))
 
+    async def _start_hub(self) -> None:
+        own = ("HELIOGRAPH_REDIS_URL", "HELIOGRAPH_REDIS_MODE", "HELIOGRAPH_CONNECTIONS_URL")
+        settings = {name: value for name, value in self.environment.items() if name in own or name.startswith("AWS_")}
+        settings |= {"HELIOGRAPH_HUB_STATS_LISTEN": f"{HOST}:{self.ports['hub_stats']}", "PYTHONPATH": str(_ROOT)}
+        environment = {name: "" for name in os.environ if name.startswith("HELIOGRAPH_")} | settings  # an empty one is none
+        argv = (sys.executable, "-m", "media_fleet", "hub")
+        await self.supervisor.start(Child("hub", argv, lambda: ping_http(self.ports["hub_stats"], "/healthz"), environment=environment))
+
     async def _start_lambdas(self, aws: Awaitable[None]) -> None:
         self.report("functions", "starting")
         if self.in_process:
@@ -246,6 +255,7 @@ class Stack:
             "media_bucket": service_aws.BUCKET,
             "aws": {"region": service_aws.REGION, **self.secrets["aws"]},
             "relay": {**relay, "stats_url": f"http://{HOST}:{self.ports['relay_stats']}/allocations"},
+            "hub_stats_url": f"http://{HOST}:{self.ports['hub_stats']}/hub",
             "push_stub_url": self.push_stub.url,
             "redis_url": self.redis_url,
             "redis_mode": self.redis_mode,
