@@ -16,7 +16,10 @@ _down_until_ms = 0
 
 
 def connect(url: str, mode: str) -> Any:
-    """A client in `single` or `cluster` mode; connects at the first command, tries a broken connection again once."""
+    """A client in `single` or `cluster` mode; tries a broken connection again once.
+
+    A single server is reached at the first command, a cluster here: Unavailable when no node answers.
+    """
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -28,7 +31,8 @@ def connect(url: str, mode: str) -> Any:
         "retry": Retry(NoBackoff(), 1),
     }
     if mode == "cluster":
-        return redis.RedisCluster.from_url(url, **options)
+        with translated():
+            return redis.RedisCluster.from_url(url, **options)
     return redis.Redis.from_url(url, **options)
 
 
