@@ -9,6 +9,7 @@ from functions import wiring
 from functions.perform import perform
 from functions.presence_fanout import tell
 from heliograph.errors import Unavailable
+from heliograph.fanout import Scope
 from heliograph.messages import Event
 from heliograph.rooms import Participant
 from heliograph.signaling import to_room
@@ -24,7 +25,7 @@ def post_to_room(tenant_id: str, room_id: str, event: Event, *, except_connectio
     except Unavailable:
         wiring.logger().warning("room not reached: no session store", trace_id=event.trace_id, tenant_id=tenant_id, room_id=room_id)
         return
-    gone = perform(to_room(event, participants, except_connection_id=except_connection_id))
+    gone = perform(to_room(event, participants, except_connection_id=except_connection_id), Scope(tenant_id, room_id))
     with suppress(Unavailable):
         take_out(tenant_id, room_id, [p for p in participants if p.connection_id in gone], event)
 
@@ -37,7 +38,7 @@ def take_out(tenant_id: str, room_id: str, gone: Sequence[Participant], because:
             continue
         body = {"account_id": participant.account_id, "device_id": participant.device_id, **roster.position()}
         left = Event("participant_left", because.at_ms, because.trace_id, body, room_id)
-        also_gone = perform(to_room(left, roster.participants))
+        also_gone = perform(to_room(left, roster.participants), Scope(tenant_id, room_id))
         take_out(tenant_id, room_id, [p for p in roster.participants if p.connection_id in also_gone], because)
 
 

@@ -8,6 +8,7 @@ from functions import wiring
 from functions.perform import perform
 from functions.put_off import tell_presence
 from heliograph.effects import Post
+from heliograph.fanout import Scope
 from heliograph.messages import Event
 from heliograph.presence import Connection, Presence, live, presence_of
 
@@ -38,5 +39,5 @@ def tell_now(tenant_id: str, account_id: str, connections: Iterable[Connection],
     event = Event("presence", now_ms, trace_id, presence_of(account_id, connections, now_ms, now_ms, wiring.heartbeat()).as_json())
     others = acquaintances(tenant_id, account_id) if known is None else known
     owner = {c.connection_id: other for other, (theirs, _) in others.items() for c in live(theirs, now_ms, wiring.heartbeat()) if c.wants(account_id)}
-    for gone in perform(Post(connection_id, event) for connection_id in owner):
+    for gone in perform([Post(connection_id, event) for connection_id in owner], Scope(tenant_id, account_id=account_id, owners=owner)):
         wiring.connections().remove(tenant_id, owner[gone], [gone])
