@@ -130,6 +130,7 @@ def endpoints_table(endpoints: dict[str, Any]) -> Table:
     table.add_column()
     table.add_column(overflow="fold")
     rows = {
+        "web demo": endpoints.get("demo_url", "not built: `make e2e` builds it, with Node 20 or newer"),
         "REST": endpoints["rest_url"],
         "WebSocket": endpoints["socket_url"],
         "@connections": endpoints["connections_url"],

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Self
 
 from adapters.sigv4 import Credentials
 from functions.routes import FUNCTIONS
-from local import service_aws, service_mongo, service_redis
+from local import demo, service_aws, service_mongo, service_redis
 from local.aws_gate import AwsGate
 from local.gateway import Gateway
 from local.gateway_limits import Limits
@@ -33,7 +33,7 @@ from local.supervisor import Child, Supervisor, end_stale
 STAGE: Final = "local"
 DATABASE: Final = "heliograph"
 REALM: Final = "heliograph"
-_PORTS: Final = ("rest", "socket", "admin", "gate", "moto", "redis", "mongo", "relay", "relay_stats", "hub_stats", "push_stub")
+_PORTS: Final = ("rest", "socket", "admin", "gate", "moto", "redis", "mongo", "relay", "relay_stats", "hub_stats", "push_stub", "demo")
 _WARM: Final = ("authorizer", "tokens", "ws_connect", "signal")
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _OURS: Final = ("HELIOGRAPH_REDIS_URL", "HELIOGRAPH_REDIS_SERVER", service_mongo.URI_ENVIRONMENT)
@@ -111,6 +111,10 @@ class Stack:
         self._cleanup.push_async_callback(schedules.close)
         await schedules.start()
         self.endpoints = self._build_endpoints([asdict(user) for user in users.result()])
+        if demo.is_built():
+            page = await demo.serve(demo.application(self.endpoints), HOST, self.ports["demo"])
+            self._cleanup.push_async_callback(page.cleanup)
+            self.endpoints["demo_url"] = f"http://{HOST}:{self.ports['demo']}/demo/"
         self._cleanup.callback(self.endpoints_file.unlink, missing_ok=True)
         self._publish()
         self._cleanup.push_async_callback(_ended, asyncio.create_task(self._keep_published()))

@@ -12,10 +12,8 @@ from typing import Any
 from aiohttp import web
 from playwright.async_api import Browser, Page, async_playwright
 
-from local import voice
-from tests.running import ROOT
+from local import demo, voice
 
-WEB = ROOT / "clients" / "web"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless=new",
@@ -65,30 +63,15 @@ async def chromium(microphone: Path) -> AsyncIterator[Browser]:
 @asynccontextmanager
 async def served(endpoints: dict[str, Any]) -> AsyncIterator[str]:
     """The web client over HTTP on loopback: `/demo/`, `/dist/`, and `/blank` for tests that bring their own script. Yields the origin."""
-    assert (WEB / "dist" / "demo.js").exists(), "The web client is not built: make e2e builds it (npm ci && npm run build in clients/web)"
-    users = [{name: user[name] for name in ("tenant_id", "login", "account_id")} for user in endpoints["users"]]
-    config = {"rest_url": endpoints["rest_url"], "socket_url": endpoints["socket_url"], "users": users}
-    app = web.Application()
-
-    async def send_config(_: web.Request) -> web.Response:
-        return web.json_response(config)
+    assert demo.is_built(), "The web client is not built: make e2e builds it (npm ci && npm run build in clients/web)"
+    app = demo.application(endpoints)
 
     async def send_blank(_: web.Request) -> web.Response:
         return web.Response(text="<!doctype html><link rel=icon href=data:,><title>blank</title>", content_type="text/html")
 
-    async def send_demo(_: web.Request) -> web.FileResponse:
-        return web.FileResponse(WEB / "demo" / "index.html")
-
-    app.router.add_get("/demo/config.json", send_config)
     app.router.add_get("/blank", send_blank)
-    app.router.add_get("/demo/", send_demo)
-    app.router.add_static("/demo", WEB / "demo")
-    app.router.add_static("/dist", WEB / "dist")
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
+    runner = await demo.serve(app, "127.0.0.1")
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
         host, port = runner.addresses[0][:2]
         yield f"http://{host}:{port}"
     finally:
