@@ -27,6 +27,10 @@ def snapshot(head: int, events: list[Event] | None = None, *, epoch: str = "e1",
     return Event("room", {"recovered": recovered, "events": [as_frame(item) for item in events or []], "more": more}, ROOM, epoch, head)
 
 
+def page(head: int, events: list[Event], *, recovered: bool = True) -> dict[str, Any]:
+    return {"epoch": "e1", "head": head, "recovered": recovered, "events": [as_frame(item) for item in events]}
+
+
 def offsets(effects: list[Effect]) -> list[int | None]:
     return [effect.event.offset for effect in effects if isinstance(effect, Deliver)]
 
@@ -80,23 +84,23 @@ def test_a_recovery_that_is_longer_than_one_event_goes_on_in_pages() -> None:
     effects = stream.room(snapshot(5, [event(1), event(2)], more=True), 0.0)
     assert offsets(effects) == [1, 2]
     assert effects[-1] == ReadPage(Position("e1", 2))
-    effects = stream.page({"epoch": "e1", "head": 6, "recovered": True, "events": [as_frame(event(3)), as_frame(event(4))]}, 0.0)
+    effects = stream.page(Position("e1", 2), page(6, [event(3), event(4)]), 0.0)
     assert effects[-1] == ReadPage(Position("e1", 4))
-    assert offsets(stream.page({"epoch": "e1", "head": 6, "recovered": True, "events": [as_frame(event(5)), as_frame(event(6))]}, 0.0)) == [5, 6]
+    assert offsets(stream.page(Position("e1", 4), page(6, [event(5), event(6)]), 0.0)) == [5, 6]
 
 
 def test_a_page_without_progress_is_not_read_in_a_circle() -> None:
     stream = at(0)
     stream.room(snapshot(5, [], more=True), 0.0)
-    assert stream.page({"epoch": "e1", "head": 5, "recovered": True, "events": []}, 0.0) == []
+    assert stream.page(Position("e1", 0), page(5, []), 0.0) == []
     assert stream.next_deadline() is not None
 
 
 def test_a_new_epoch_is_a_reset_and_the_old_one_never_comes_back() -> None:
     stream = at(7)
-    stream.join_body(0.0)
     assert offsets(stream.receive(event(3, "e2"), 0.0)) == []
-    effects = stream.room(snapshot(2, epoch="e2", recovered=False), 0.0)
+    assert stream.room(snapshot(2, epoch="e2", recovered=False), 0.0) == [ReadPage(Position("e1", 7))]
+    effects = stream.page(Position("e1", 7), page(2, [], recovered=False) | {"epoch": "e2"}, 0.0)
     assert [effect.event.event for effect in effects if isinstance(effect, Deliver)] == ["stream_reset", "message"]
     reset = effects[0].event if isinstance(effects[0], Deliver) else None
     assert reset == Event("stream_reset", {"previous": {"epoch": "e1", "offset": 7}}, ROOM, "e2", 2)
@@ -104,20 +108,36 @@ def test_a_new_epoch_is_a_reset_and_the_old_one_never_comes_back() -> None:
     assert stream.position == Position("e2", 3)
 
 
+def test_a_snapshot_of_an_epoch_between_does_not_lead_back() -> None:
+    stream = at(7)
+    stream.room(snapshot(1, epoch="e3", recovered=False), 0.0)
+    stream.page(Position("e1", 7), page(1, [], recovered=False) | {"epoch": "e3"}, 0.0)
+    assert stream.room(snapshot(4, epoch="e2", recovered=False), 0.0) == [ReadPage(Position("e3", 1))]
+    assert stream.page(Position("e3", 1), page(1, []) | {"epoch": "e3"}, 0.0) == []
+    assert stream.position == Position("e3", 1)
+    assert stream.next_deadline() is None
+
+
 def test_a_position_that_is_too_old_is_a_reset_to_the_oldest_event_there_is() -> None:
     stream = at(3)
-    stream.join_body(0.0)
-    effects = stream.room(snapshot(902, [event(901), event(902)], recovered=False), 0.0)
-    assert offsets(effects) == [900, 901, 902]
-    assert stream.room(snapshot(902, [event(901), event(902)], recovered=False), 0.0) == [], "the same snapshot again changes nothing"
+    assert stream.room(snapshot(902, recovered=False), 0.0) == [ReadPage(Position("e1", 3))], "asked again where the answer cannot be a late one"
+    assert offsets(stream.page(Position("e1", 3), page(902, [event(901), event(902)], recovered=False), 0.0)) == [900, 901, 902]
+
+
+def test_a_hole_that_the_server_cannot_fill_is_said_too() -> None:
+    stream = at(3)
+    effects = stream.page(Position("e1", 3), page(7, [event(6), event(7)]), 0.0)
+    assert offsets(effects) == [5, 6, 7]
+    assert next(effect.event.event for effect in effects if isinstance(effect, Deliver)) == "stream_reset"
 
 
 def test_a_server_that_lost_the_end_of_its_stream_is_followed_and_says_so() -> None:
     stream = at(9)
-    stream.join_body(0.0)
-    assert offsets(stream.room(snapshot(7, recovered=False), 0.0)) == [7]
+    assert stream.behind("e1", 7, 0.0) == [Join()]
+    assert stream.room(snapshot(7, recovered=False), 0.0) == [ReadPage(Position("e1", 9))]
+    assert offsets(stream.page(Position("e1", 9), page(7, [], recovered=False), 0.0)) == [7]
     assert offsets(stream.receive(event(8), 0.0)) == [8]
-    assert stream.room(snapshot(7, recovered=False), 0.0) == [], "the same snapshot again changes nothing"
+    assert stream.page(Position("e1", 9), page(7, [], recovered=False), 0.0) == [], "an answer to an older question"
 
 
 def test_behind_recovers_at_once_but_not_while_recovery_is_under_way() -> None:
@@ -184,7 +204,8 @@ class AnyNetwork(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.server, self.stream, self.now_s = Server(), Stream(ROOM, Position("e1", 0)), 0.0
-        self.wire: list[Any] = []  # events, own acknowledgements as Position, pages as dict
+        self.wire: list[Any] = []  # events, own acknowledgements as Position
+        self.answer: tuple[Position, dict[str, Any]] | None = None  # a page on its way: one at a time, once or never
         self.pending: set[str] = set()  # own messages without acknowledgement
         self.got: list[tuple[str, int]] = []  # every offset the application knows, delivered or acknowledged
         self.start = Position("e1", 0)
@@ -220,6 +241,13 @@ class AnyNetwork(RuleBasedStateMachine):
     def something_is_lost(self, data: st.DataObject) -> None:
         self.wire.pop(data.draw(st.integers(0, len(self.wire) - 1)))
 
+    @precondition(lambda self: self.answer)
+    @rule(is_lost=st.booleans())
+    def a_page_comes(self, is_lost: bool) -> None:
+        answer, self.answer = self.answer, None
+        if answer is not None and not is_lost:
+            self._perform(self.stream.page(*answer, self.now_s))
+
     @rule(limit=st.integers(0, 3))
     def the_socket_dies_and_comes_back(self, limit: int) -> None:
         self.wire.clear()
@@ -248,8 +276,6 @@ class AnyNetwork(RuleBasedStateMachine):
         if isinstance(frame, Position):
             if f"msg_{frame.epoch}_{frame.offset}" in self.pending:
                 self._acknowledge(frame.epoch, frame.offset)
-        elif isinstance(frame, dict):
-            self._perform(self.stream.page(frame, self.now_s))
         elif frame.event == "room":
             self._perform(self.stream.room(frame, self.now_s))
         else:
@@ -265,7 +291,7 @@ class AnyNetwork(RuleBasedStateMachine):
             if isinstance(effect, Join):
                 self._join(2)
             elif isinstance(effect, ReadPage):
-                self.wire.append(self.server.page(effect.after, 2))
+                self.answer = self.answer or (effect.after, self.server.page(effect.after, 2))
             else:
                 self._deliver(effect.event)
 
@@ -273,6 +299,7 @@ class AnyNetwork(RuleBasedStateMachine):
         assert item.epoch is not None
         assert item.offset is not None
         if item.event == "stream_reset":
+            assert int(item.epoch[1:]) > int(self.start.epoch[1:]), "an epoch that was left never comes back, and nothing else was lost"
             self._check_complete(Position(*[item.body["previous"][name] for name in ("epoch", "offset")]))
             self.start, self.got = Position(item.epoch, item.offset), []
             return
@@ -307,6 +334,8 @@ class AnyNetwork(RuleBasedStateMachine):
         for _ in range(20):
             while self.wire:
                 self._arrive(self.wire.pop(0))
+            while self.answer:
+                self.a_page_comes(is_lost=False)
             self._perform(self.stream.behind(self.server.epoch, self.server.head, self.now_s))
             self.now_s += 30.0
             self._perform(self.stream.tick(self.now_s))

@@ -152,7 +152,7 @@ class Rooms:
         except HeliographError as error:
             _LOG.info("a page of room %s was not read: %s", room.stream.room_id, error)  # the stream's deadline asks again
             return
-        self._perform(room, room.stream.page(page, _now_s()))
+        self._perform(room, room.stream.page(after, page, _now_s()))
 
     def _spawn(self, room: Joined, kind: str, work: Coroutine[Any, Any, None]) -> None:
         """One recovery of a kind and room at a time."""

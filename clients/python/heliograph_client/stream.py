@@ -5,7 +5,8 @@ Rule 2. What lies past a gap is held. If the gap is not filled within GAP_WAIT_S
         of an own message), the stream asks for recovery, and asks again with growing pauses until there is no gap.
 Rule 3. An own message has no event: its acknowledgement fills its offset.
 Rule 4. At most MAX_HELD events are held. What is dropped is still known to exist, and recovered.
-Rule 5. What cannot be recovered is never skipped in silence: a `stream_reset` event says where the stream goes on. An epoch that was left never comes back.
+Rule 5. What cannot be recovered is never skipped in silence: a `stream_reset` event says where the stream goes on. Only a page, which is an answer,
+        can say so; a snapshot may be late or doubled. An epoch that was left never comes back.
 """
 
 from __future__ import annotations
@@ -61,7 +62,6 @@ class Stream:
         self._own: set[Position] = set()
         self._heads: dict[str, int] = {}  # epoch -> the newest offset known to exist
         self._past: set[str] = set()
-        self._asked: Position | None = None  # what the last join or page asked for: only then can recovery fail, and once
         self._attempts = 0
         self._deadline_s: float | None = None
 
@@ -69,7 +69,6 @@ class Stream:
         """The body of a `join` that is sent now."""
         if self.position is None:
             return {}
-        self._asked = self.position
         self._ask_again_later(now_s)
         return {"epoch": self.position.epoch, "offset": self.position.offset}
 
@@ -91,28 +90,36 @@ class Stream:
         return self._advance(now_s)
 
     def behind(self, epoch: str, head: int, now_s: float) -> list[Effect]:
-        """Event `behind`: the head is past our position, so a post was lost."""
+        """Event `behind`: the head is not where we are, so a post was lost, or the server has lost the end of its stream."""
         self._note(epoch, head)
-        if self._is_behind() and self._attempts == 0:
+        is_ahead = self.position is not None and self.position.epoch == epoch and head < self.position.offset
+        if self._attempts == 0 and (is_ahead or self._is_behind()):
             self._deadline_s = now_s
         return self.tick(now_s)
 
     def room(self, event: Event, now_s: float) -> list[Effect]:
-        """Event `room`: the snapshot that follows a join, with what was missed. A server that does not recover leaves it to pages."""
+        """Event `room`: the snapshot that follows a join, with what was missed.
+
+        That our position cannot be recovered is asked again over REST: an event may be late or doubled, a page answers what is asked now.
+        """
         if event.epoch is None or event.offset is None or event.epoch in self._past:
             return []
         if self.position is None:
             self._begin(event.epoch, event.offset)
             return self._advance(now_s)
+        if event.epoch != self.position.epoch or not event.body.get("recovered", True):
+            self._note(event.epoch, event.offset)
+            self._deadline_s = now_s + AGAIN_S
+            return [ReadPage(self.position)]
         effects = self._merge(event.epoch, event.offset, event.body, now_s)
         return effects + (self._read_on(now_s) if event.body.get("more", True) else [])
 
-    def page(self, body: Mapping[str, Any], now_s: float) -> list[Effect]:
-        """A page of `GET /v1/rooms/{room_id}/events`."""
+    def page(self, after: Position, body: Mapping[str, Any], now_s: float) -> list[Effect]:
+        """A page of `GET /v1/rooms/{room_id}/events` that was asked for `after`. One is asked for at a time, so pages come in their order."""
         before, epoch, head = self.position, body.get("epoch"), body.get("head")
         if not isinstance(epoch, str) or not isinstance(head, int) or epoch in self._past or before is None:
             return []
-        effects = self._merge(epoch, head, body, now_s)
+        effects = self._merge(epoch, head, body, now_s, is_answer=after == before)
         return effects + (self._read_on(now_s) if self.position != before else [])  # a page without progress is left to the deadline
 
     def tick(self, now_s: float) -> list[Effect]:
@@ -143,7 +150,8 @@ class Stream:
             return
         self._held.setdefault(Position(event.epoch, event.offset), event)
         if len(self._held) > MAX_HELD:
-            del self._held[max(self._held, key=lambda position: position.offset)]
+            here = self.position.epoch if self.position is not None else None
+            del self._held[max(self._held, key=lambda at: (at.epoch != here, at.offset))]  # what is needed last, and of another epoch first
 
     def _advance(self, now_s: float) -> list[Effect]:
         """Release what follows the position without a gap; then wait, or have nothing to wait for."""
@@ -173,12 +181,12 @@ class Stream:
         self._deadline_s = now_s + min(AGAIN_CAP_S, AGAIN_S * 2.0**self._attempts)
         self._attempts = min(self._attempts + 1, 10)
 
-    def _merge(self, epoch: str, head: int, body: Mapping[str, Any], now_s: float) -> list[Effect]:
+    def _merge(self, epoch: str, head: int, body: Mapping[str, Any], now_s: float, *, is_answer: bool = False) -> list[Effect]:
+        """Take over a recovery; `is_answer` when it is surely about our position, so that what it does not have is lost."""
         events, here = _events(body.get("events"), self.room_id), self.position
         assert here is not None
         start = events[0].offset - 1 if events and events[0].offset is not None else head
-        is_refused = self._asked is not None and not body.get("recovered", True)
-        is_lost = is_refused and (start > here.offset or (self._asked is not None and head < self._asked.offset))  # too old, or the server lost its end
+        is_lost = is_answer and (not body.get("recovered", True) or bool(events and start > here.offset))
         effects = [self._reset(epoch, start)] if epoch != here.epoch or is_lost else []
         self._heads = {epoch: self._heads.get(epoch, 0)}  # the server says which epoch it is; a newer one will be heard of again
         self._note(epoch, head)
@@ -190,7 +198,7 @@ class Stream:
     def _read_on(self, now_s: float) -> list[Effect]:
         if self.position is None or self._heads.get(self.position.epoch, 0) <= self.position.offset:
             return []
-        self._asked, self._deadline_s = self.position, now_s + AGAIN_S
+        self._deadline_s = now_s + AGAIN_S
         return [ReadPage(self.position)]
 
     def _reset(self, epoch: str, offset: int) -> Effect:
@@ -199,7 +207,7 @@ class Stream:
         assert before is not None
         if epoch != before.epoch:
             self._past.add(before.epoch)
-        self.position, self._asked = Position(epoch, offset), None
+        self.position = Position(epoch, offset)
         self._prune()
         return Deliver(Event("stream_reset", {"previous": {"epoch": before.epoch, "offset": before.offset}}, self.room_id, epoch, offset))
 
