@@ -107,7 +107,7 @@ FUNCTIONS: tuple[Function, ...] = (
         "authorizer",
         "Verifies access tokens on HTTP routes and one-time tickets on $connect.",
         (Authorizer("authorization"), Authorizer("sec-websocket-protocol")),
-        (*_REDIS, Right("token_keys", "get")),
+        (*_REDIS, *_MONGO, Right("token_keys", "get")),
         timeout_s=5,
     ),
     Function(
@@ -260,8 +260,11 @@ FUNCTIONS: tuple[Function, ...] = (
     ),
     Function(
         "openapi",
-        "The OpenAPI document, generated from this table.",
-        (Http("GET", "/v1/openapi.json", "This API as an OpenAPI 3.1 document.", None, answer="Document"),),
+        "The OpenAPI and AsyncAPI documents, generated from this table.",
+        (
+            Http("GET", "/v1/openapi.json", "The REST routes as an OpenAPI 3.1 document.", None, answer="Document"),
+            Http("GET", "/v1/asyncapi.json", "The WebSocket as an AsyncAPI 3.0 document.", None, answer="Document"),
+        ),
         (),
         memory_mb=256,
         timeout_s=5,

@@ -1,4 +1,4 @@
-"""The shapes of bodies, declared once: they refuse bad input and describe themselves as JSON Schema for the OpenAPI document.
+"""The shapes of bodies, declared once: they refuse bad input and describe themselves as JSON Schema for the OpenAPI and AsyncAPI documents.
 
 A shape is a mapping of field name to a type; unknown fields are refused, so that a misspelt optional field is not silently dropped.
 """
@@ -174,6 +174,22 @@ _STATUS = Text(max=16, choices=("online", "away", "busy", "on_a_call", "offline"
 _MEMBER = Shape({"account_id": _ACCOUNT, "role": Text(max=16)}, is_open=True)
 _ROOM_ANSWER = Shape({"room_id": _ROOM, "name": Text(max=100), "members": ListOf(_MEMBER, max=1000), "epoch": Text(max=64), "head": Whole()}, is_open=True)
 _OPAQUE = Text(max=8192)
+_TEXT = Text(max=4000)
+TRACE_ID = Text(min=16, max=64, pattern=_TRACE_ID.pattern)
+_EPOCH = Text(max=64)
+_FROM = Shape({"account_id": _ACCOUNT, "device_id": _DEVICE}, is_open=True)
+_FRAME_ID = id_of("msg")
+_PRESENCE = Shape({"account_id": _ACCOUNT, "status": _STATUS, "devices": Whole(), "last_seen_at_ms": Whole()}, is_open=True)
+_ROSTER_POSITION: dict[str, Type] = {"roster_epoch": _EPOCH, "roster_version": Whole()}
+_STORED_EVENT = Shape(
+    {"event": Text(max=32), "at_ms": _MS, "trace_id": TRACE_ID, "room_id": _ROOM, "epoch": _EPOCH, "offset": Whole(min=1), "body": Shape(is_open=True)},
+    is_open=True,
+)
+_AUDIO = Shape(
+    {"bitrate_bps": Whole(), "channels": Whole(min=1, max=2), "ptime_ms": Whole(min=1), "fec": Flag(), "loss_percent": Whole(max=100), "dtx": Flag()},
+    is_open=True,
+)
+_VIDEO = Shape({"is_on": Flag(), "max_height": Whole(), "max_fps": Whole(), "max_bps": Whole()}, is_open=True)
 
 SHAPES: dict[str, Shape] = {
     # bodies of frames
@@ -181,7 +197,7 @@ SHAPES: dict[str, Shape] = {
     "Join": Shape({}, {"epoch": Text(max=64), "offset": Whole()}),
     "Watch": Shape({"account_ids": ListOf(_ACCOUNT, max=500)}),
     "Leave": Shape(),
-    "Text": Shape({"text": Text(max=4000)}),
+    "Text": Shape({"text": _TEXT}),
     "Description": Shape({"call_id": _CALL, "to": _TO, "negotiation_id": _NEGOTIATION, "sdp": _SDP}),
     "Candidate": Shape(
         {"call_id": _CALL, "to": _TO, "negotiation_id": _NEGOTIATION, "candidate": Text(min=0, max=1000)},
@@ -235,17 +251,107 @@ SHAPES: dict[str, Shape] = {
     ),
     "Ticket": Shape({"ticket": _OPAQUE, "expires_at_ms": _MS}, is_open=True),
     "KeySet": Shape({"keys": ListOf(Shape({}, is_open=True))}, is_open=True),
-    "Presence": Shape({"account_id": _ACCOUNT, "status": _STATUS, "devices": Whole(), "last_seen_at_ms": Whole()}, is_open=True),
+    "Presence": _PRESENCE,
     "PresenceList": Shape({"presence": ListOf(Shape({"account_id": _ACCOUNT, "status": _STATUS}, is_open=True), max=10_000)}, is_open=True),
     "Room": _ROOM_ANSWER,
     "RoomList": Shape({"rooms": ListOf(_ROOM_ANSWER, max=1000)}, {"next_cursor": Text()}, is_open=True),
-    "EventList": Shape({"epoch": Text(), "head": Whole(), "recovered": Flag(), "events": ListOf(Shape({}, is_open=True), max=1000)}, is_open=True),
+    "EventList": Shape({"epoch": Text(), "head": Whole(), "recovered": Flag(), "events": ListOf(_STORED_EVENT, max=1000)}, is_open=True),
     "PushTargetStored": Shape({"device_id": _DEVICE, "stored_at_ms": _MS}, is_open=True),
     "IceServers": Shape({"ice_servers": ListOf(Shape({}, is_open=True)), "ttl_s": Whole(), "expires_at_ms": _MS}, is_open=True),
     "UploadTicket": Shape({"media_id": _MEDIA, "upload": Shape({"url": _OPAQUE, "method": Text(max=4)}, is_open=True)}, is_open=True),
     "Media": Shape({"media_id": _MEDIA, "room_id": _ROOM, "file_name": _FILE_NAME, "state": Text(max=16)}, is_open=True),
     "Link": Shape({"url": _OPAQUE, "expires_at_ms": _MS}, is_open=True),
     "Document": Shape(is_open=True),
+    # bodies of events; that of `presence` is Presence
+    "Welcome": Shape(
+        {
+            "connection_id": Text(max=128),
+            "tenant_id": _TENANT,
+            "account_id": _ACCOUNT,
+            "device_id": _DEVICE,
+            "generation": Whole(),
+            "heartbeat_s": Whole(min=1),
+            "heartbeat_call_s": Whole(min=1),
+            "reconnect_by_ms": _MS,
+            "presence": ListOf(_PRESENCE, max=10_000),
+        },
+        is_open=True,
+    ),
+    "Closed": Shape({"reason": Text(max=32)}, is_open=True),
+    "RoomSnapshot": Shape(
+        {
+            "room_id": _ROOM,
+            "name": Text(max=100),
+            "members": ListOf(_MEMBER, max=1000),
+            "participants": ListOf(_FROM, max=10_000),
+            **_ROSTER_POSITION,
+            "recovered": Flag(),
+            "events": ListOf(_STORED_EVENT, max=1000),
+            "more": Flag(),
+        },
+        is_open=True,
+    ),
+    "RosterChange": Shape({"account_id": _ACCOUNT, "device_id": _DEVICE, **_ROSTER_POSITION}, is_open=True),
+    "TextPosted": Shape({"text": _TEXT, "id": _FRAME_ID, "from": _FROM}, is_open=True),
+    "MediaPosted": Shape(
+        {"media_id": _MEDIA, "file_name": _FILE_NAME, "content_type": _CONTENT_TYPE, "length_bytes": Whole(min=1), "from": _FROM},
+        is_open=True,
+    ),
+    "DescriptionRelayed": Shape(
+        {"call_id": _CALL, "negotiation_id": _NEGOTIATION, "sdp": _SDP, "polite": Flag(), "id": _FRAME_ID, "from": _FROM},
+        is_open=True,
+    ),
+    "CandidateRelayed": Shape(
+        {"call_id": _CALL, "negotiation_id": _NEGOTIATION, "candidate": Text(min=0, max=1000), "id": _FRAME_ID, "from": _FROM},
+        {"sdp_mid": Text(min=0, max=64), "sdp_m_line_index": Whole(max=255)},
+        is_open=True,
+    ),
+    "CallOver": Shape({"call_id": _CALL, "reason": Text(max=32)}, {"id": _FRAME_ID, "from": _FROM}, is_open=True),
+    "CalleeAbsent": Shape({"call_id": _CALL, "account_id": _ACCOUNT}, is_open=True),
+    "MissedCall": Shape({"call_id": _CALL, "account_id": _ACCOUNT, "from": _FROM}, is_open=True),
+    "Rung": Shape(
+        {
+            "call_id": _CALL,
+            "rung": Whole(min=1),
+            "name": Text(max=32),
+            "audio": _AUDIO,
+            "video": _VIDEO,
+            "action": Text(max=64),
+            "reason": Shape({"rule": Text(), "inputs": Shape(is_open=True), "to_step_up": Text(min=0)}, is_open=True),
+        },
+        is_open=True,
+    ),
+    "Behind": Shape(is_open=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    """What every event of one name carries. `has_position`: `epoch` and `offset`, of the event itself or (`room`, `behind`) of the stream's head."""
+
+    body: str  # the name of a shape
+    summary: str
+    has_room: bool = True
+    has_position: bool = False
+
+
+EVENTS: dict[str, EventKind] = {
+    "welcome": EventKind("Welcome", "Follows hello: who this socket is, how often to ping, who is there.", has_room=False),
+    "closed": EventKind("Closed", "The server is about to close this socket for good.", has_room=False),
+    "presence": EventKind("Presence", "How somebody who shares a room is.", has_room=False),
+    "room": EventKind("RoomSnapshot", "Follows join: members, live roster, missed events.", has_position=True),
+    "participant_joined": EventKind("RosterChange", "A socket entered the room live."),
+    "participant_left": EventKind("RosterChange", "A socket left the room."),
+    "message": EventKind("TextPosted", "A text in the room's stream.", has_position=True),
+    "media": EventKind("MediaPosted", "A completed upload in the room's stream.", has_position=True),
+    "offer": EventKind("DescriptionRelayed", "An SDP offer for this device."),
+    "answer": EventKind("DescriptionRelayed", "An SDP answer for this device."),
+    "candidate": EventKind("CandidateRelayed", "An ICE candidate for this device."),
+    "bye": EventKind("CallOver", "The call is over; without `from` it is the server that says so."),
+    "callee_absent": EventKind("CalleeAbsent", "No socket of the callee is there; a push was sent."),
+    "missed_call": EventKind("MissedCall", "A call that nobody answered, in the room's stream.", has_position=True),
+    "rung": EventKind("Rung", "What to send on this network, and why."),
+    "behind": EventKind("Behind", "A post was lost: recover by join with your position.", has_position=True),
 }
 
 

@@ -1,16 +1,19 @@
-"""This API as an OpenAPI document."""
+"""This API as an OpenAPI and an AsyncAPI document."""
 
 from __future__ import annotations
 
 from adapters.settings import settings
-from functions import edge
+from functions import asyncapi_document, edge, openapi_document
 from functions.edge import Request
-from functions.openapi_document import document
 from heliograph.shapes import JsonObject
 
 
-def describe(request: Request) -> JsonObject:
-    return document(settings().issuer)
+def describe_rest(request: Request) -> JsonObject:
+    return openapi_document.document(settings().issuer)
 
 
-handler = edge.rest({"GET /v1/openapi.json": describe})
+def describe_socket(request: Request) -> JsonObject:
+    return asyncapi_document.document(settings().connections_url)
+
+
+handler = edge.rest({"GET /v1/openapi.json": describe_rest, "GET /v1/asyncapi.json": describe_socket})

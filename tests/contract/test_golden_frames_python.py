@@ -10,6 +10,7 @@ import pytest
 
 from functions.routes import socket_routes
 from heliograph import errors, messages
+from heliograph.shapes import EVENTS
 from heliograph_client import frames as client_frames
 from heliograph_client.errors import RefusedError, parse_error
 
@@ -17,6 +18,7 @@ FOLDER = Path(__file__).parents[2] / "clients" / "protocol"
 CLIENT: dict[str, list[dict[str, Any]]] = json.loads((FOLDER / "client_frames.json").read_text())
 SERVER: dict[str, list[dict[str, Any]]] = json.loads((FOLDER / "server_frames.json").read_text())
 BODY_SHAPES = {route.key: route.body for _, route in socket_routes() if not route.key.startswith("$")}
+CODES = {kind.code: kind for kind in errors.catalogue()}
 
 
 def cases(rows: list[dict[str, Any]]) -> pytest.MarkDecorator:
@@ -39,8 +41,20 @@ def test_the_client_builds_the_golden_frame_and_the_server_reads_it(case: dict[s
     assert frame.body == golden["body"]
 
 
-def test_every_action_has_a_golden_frame() -> None:
+def test_every_action_has_a_golden_frame_and_a_refused_twin() -> None:
     assert {case["frame"]["action"] for case in CLIENT["valid"]} == set(BODY_SHAPES)
+    assert {case["frame"].get("action") for case in CLIENT["invalid"]} >= set(BODY_SHAPES)
+
+
+def test_every_event_has_a_golden_frame() -> None:
+    assert {case["frame"]["event"] for case in SERVER["events"]} >= set(EVENTS)
+
+
+@pytest.mark.parametrize("file", [CLIENT, SERVER], ids=["client", "server"])
+def test_names_of_golden_frames_are_unique(file: dict[str, list[dict[str, Any]]]) -> None:
+    for group in file.values():
+        names = [case["name"] for case in group]
+        assert len(names) == len(set(names))
 
 
 @cases(CLIENT["invalid"])
@@ -79,6 +93,13 @@ def test_the_client_reads_what_the_server_refuses(case: dict[str, Any]) -> None:
         golden["trace_id"],
     )
     assert error.retry_after_s == (golden["retry_after_ms"] / 1_000 if "retry_after_ms" in golden else None)
+
+
+@cases([case for case in SERVER["refusals"] if case["frame"]["code"] in CODES])
+def test_a_golden_refusal_says_what_the_server_says_of_its_code(case: dict[str, Any]) -> None:
+    kind = CODES[case["frame"]["code"]]
+    assert case["frame"]["retryable"] == kind.retryable
+    assert set(case["frame"]) <= {*kind().body("", "msg_1"), "retry_after_ms"}
 
 
 @pytest.mark.parametrize("kind", list(errors.catalogue()), ids=lambda kind: kind.code)
