@@ -78,6 +78,7 @@ class Hub:
         self._id = os.urandom(8).hex()
         self._malformed = self._unanswered = self._lanes = 0
         self._blind_until_s = self._lease_until_s = 0.0
+        self._limit = config.concurrency  # of lanes; more while targets are slow
         self._took_ms: deque[float] = deque(maxlen=_SAMPLES)
         self._backlog = Backlog(shed_over=config.shed_over, slow_lanes=max(1, config.concurrency // 4))
         self._begun_s: dict[str, float] = {}  # of the posts in flight, by socket
@@ -278,8 +279,8 @@ class Hub:
         """A lane for each post that may go now. Lanes with a slow target do not count, up to a limit."""
         now_s = self._loop.time()
         slow = sum(begun_s < now_s - _SLOW_S for begun_s in self._begun_s.values()) if self._lanes >= self.config.concurrency else 0
-        limit = min(self.config.concurrency + slow, self.config.concurrency * _LANES_PER_CONCURRENCY)
-        while self._lanes < limit and (taken := self._backlog.take(now_s)):
+        self._limit = min(self.config.concurrency + slow, self.config.concurrency * _LANES_PER_CONCURRENCY)
+        while self._lanes < self._limit and (taken := self._backlog.take(now_s)):
             self._lanes += 1
             self._begun_s[taken[0]] = now_s
             self._run(self._lane(*taken))
@@ -292,7 +293,7 @@ class Hub:
         self._fill()
 
     async def _lane(self, connection_id: str, item: Item) -> None:
-        """Posts until nothing is ready, or until enough other lanes are."""
+        """Posts until nothing is ready, or until there are lanes enough without this one."""
         while True:
             try:
                 outcome = await self._outbox.post(connection_id, item.job.data)
@@ -302,8 +303,7 @@ class Hub:
             now_s = self._loop.time()
             self._count(connection_id, item, outcome, now_s)
             self._backlog.done(connection_id, is_slow=outcome.status is None)
-            taken = self._backlog.take(now_s) if self._lanes <= self.config.concurrency * _LANES_PER_CONCURRENCY else None
-            if taken is None:
+            if self._lanes > self._limit or (taken := self._backlog.take(now_s)) is None:
                 break
             connection_id, item = taken
             self._begun_s[connection_id] = now_s

@@ -111,6 +111,15 @@ async def test_more_hanging_sockets_than_lanes_hold_nobody_for_two_seconds(serve
     assert max(at_s for at_s, _, _ in gateway.posted) - began_s < 2.0
 
 
+async def test_a_hub_that_does_not_reach_the_gateway_lets_its_lease_go(server: Server, gateway: StubGateway, tenant_id: str) -> None:
+    """A wrong route or a missing right must not swallow what the functions could post themselves."""
+    gateway.url = "http://127.0.0.1:1/live"
+    async with Hub(config(server, gateway, lease_s=0.6)) as hub:
+        await leased(hub)
+        hub.add(job(tenant_id, "x", tuple(f"c{number}=" for number in range(120))))
+        await until("the end of the lease", lambda: not fresh(server).live(), 8)
+
+
 async def test_presence_is_told_once_a_second_and_the_newest_wins(server: Server, gateway: StubGateway, tenant_id: str) -> None:
     async with Hub(config(server, gateway)) as hub:
         await leased(hub)
@@ -125,12 +134,12 @@ async def test_presence_is_told_once_a_second_and_the_newest_wins(server: Server
 
 async def test_a_hub_that_cannot_keep_up_lets_its_lease_go_and_takes_it_again(server: Server, gateway: StubGateway, tenant_id: str) -> None:
     ids = tuple(f"c{number}=" for number in range(200))
-    gateway.delay_s = 0.3
+    gateway.delay_s = 0.05
     async with Hub(config(server, gateway, lease_s=0.6, shed_over=10, concurrency=4)) as hub:
         await leased(hub)
         hub.add(job(tenant_id, "1", ids))
         await until("the end of the lease", lambda: not fresh(server).live(), 3)
-        await until("a new lease", lambda: fresh(server).live(), 6)
+        await until("a new lease", lambda: fresh(server).live(), 10)
     assert hub.outcomes["delivered"] >= 20
 
 

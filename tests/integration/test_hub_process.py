@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -29,6 +31,7 @@ from heliograph.messages import Event
 from local.services import choose_ports
 from tests.conftest import Stores
 from tests.contract.hub_stub import KEYS, REGION, ROOM, Server, StubGateway, fresh, gateway, hand_over, job, until
+from tests.integration.test_relay_command import SecretsManager
 
 __all__ = ["gateway"]  # a fixture
 LEASE_S = 3.0
@@ -174,6 +177,40 @@ async def test_sigterm_gives_up_the_lease_first_posts_the_backlog_and_exits_with
         assert hub.process.poll() is None
         assert await asyncio.to_thread(hub.process.wait, 20) == 0
         assert len(gateway.posted) == 1500
+
+
+async def test_a_node_runs_relay_and_hub_in_one_process_and_both_drain(server: Server, gateway: StubGateway, tenant_id: str) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SecretsManager) as secrets_manager:
+        threading.Thread(target=secrets_manager.serve_forever, daemon=True).start()
+        mine = environment(
+            HELIOGRAPH_REDIS_URL=server.url,
+            HELIOGRAPH_CONNECTIONS_URL=gateway.url,
+            HELIOGRAPH_TURN_SECRET_ID="turn",
+            HELIOGRAPH_TURN_LISTEN="127.0.0.1:0",
+            HELIOGRAPH_RELAY_ADDRESS="127.0.0.1",
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{secrets_manager.server_port}",
+        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "media_fleet", "node", env=mine, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            said = [await asyncio.wait_for(process.stdout.readline(), 15) for _ in range(2)]
+            assert [line.split(b" ")[0] for line in said] == [b"relay", b"hub"]
+            await until("the lease", lambda: fresh(server).live(), 10)
+            assert await hand_over(fresh(server), job(tenant_id, "x", IDS))
+            await until("50 deliveries", lambda: len(gateway.posted) == 50)
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 15) == 0
+            assert fresh(server).live() == ()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        secrets_manager.shutdown()
+
+
+def test_a_node_needs_both_settings_of_its_hub_or_none() -> None:
+    given = environment(HELIOGRAPH_REDIS_URL="redis://x", HELIOGRAPH_TURN_SECRET_ID="x", HELIOGRAPH_RELAY_ADDRESS="127.0.0.1")
+    done = subprocess.run([sys.executable, "-m", "media_fleet", "node"], env=given, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, "belong together" in done.stderr) == (1, True)
 
 
 def test_a_hub_says_what_it_needs_and_what_it_does_not_know() -> None:
