@@ -117,4 +117,5 @@ class Calls:
         """End what is still talking."""
         for call in list(self._calls.values()):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(call.hangup(), 2)
+                async with asyncio.timeout(2):
+                    await call.hangup()

@@ -203,8 +203,7 @@ class Uplink:
 
     async def _pause(self) -> None:
         pause_s = self._backoff.pause_s(asyncio.get_running_loop().time(), random.random())  # noqa: S311 - jitter, not a secret
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._hint.wait(), pause_s)
+        if await _within(self._hint, asyncio.get_running_loop().time() + pause_s):
             self._backoff.collapse()
         self._hint.clear()
 
@@ -259,7 +258,8 @@ class Uplink:
             return False
         self._adopt(new)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._device.come_back(), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await self._device.come_back()
         await old.close()
         return True
 
@@ -292,7 +292,7 @@ class Uplink:
 
 
 async def _within(event: asyncio.Event, until_s: float) -> bool:
-    """Whether the event was set by then."""
+    """Whether the event was set by then. Not `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation."""
     try:
         async with asyncio.timeout_at(None if until_s == float("inf") else until_s):
             return await event.wait()
