@@ -10,7 +10,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, get_args
@@ -19,12 +19,17 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from adapters.settings import PREFIX, Settings, load
+from bench._signal_world import LINE, SDP, Person, as_function, new_id, world
+from functions import wiring
 from functions.asyncapi_document import document
 from functions.openapi.handler import handler
 from functions.openapi_document import document as openapi_document
+from functions.presence.handler import handler as presence
 from functions.routes import socket_routes
+from functions.signal.handler import handler as signal
 from heliograph.negotiation import Action
 from heliograph.shapes import EVENTS, SHAPES, JsonObject
+from tests.conftest import Stores
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENT: Final = document("https://abc.execute-api.eu-west-1.amazonaws.com/dev")
@@ -215,3 +220,48 @@ def test_an_acknowledgement_fits(frame: JsonObject) -> None:
 @pytest.mark.parametrize("frame", golden("server", "refusals"))
 def test_a_refusal_fits_unless_its_code_is_of_a_newer_server(frame: JsonObject) -> None:
     assert fits("refusal", frame) == (frame["code"] != "quota_exceeded")
+
+
+# Saying what the handlers do
+
+
+@pytest.fixture(scope="module")
+def emitted(stores: Stores) -> list[JsonObject]:
+    """What sockets are sent by the real handlers, with real stores and a stub of AWS: a story in which every event but `media` (S3) happens."""
+    with world(stores.redis_url, stores.mongodb_uri) as made, as_function(made):
+        ana, ben, room_id, context = made.ana, made.ben, made.room_id, SimpleNamespace(function_name="signal", aws_request_id="r")
+
+        def say(who: Person, action: str, body: JsonObject, room: str | None = None) -> JsonObject:
+            answer: JsonObject = json.loads((presence if action == "presence" else signal)(who.frame(action, body, room), context)["body"])
+            assert fits("refusal" if "code" in answer else "acknowledgement", answer), answer
+            return answer
+
+        for who in (ana, ben):
+            say(who, "hello", {})
+            say(who, "join", {}, room_id)
+        say(ben, "presence", {"status": "away"})
+        head = say(ana, "message", {"text": "Grüße 🎧"}, room_id)
+        say(ben, "join", {"epoch": head["epoch"], "offset": head["offset"] - 1}, room_id)
+        call_id = new_id("call")
+        say(ana, "stats", {"call_id": call_id, "available_bps": 38_000, "rtt_ms": 351.5, "loss": 0.06}, room_id)
+        say(ana, "offer", made.call(call_id, negotiation_id="neg_1", sdp=SDP), room_id)
+        back = {"account_id": ana.account_id, "device_id": ana.device_id}
+        say(ben, "answer", {"call_id": call_id, "to": back, "negotiation_id": "neg_1", "sdp": SDP.replace("actpass", "active")}, room_id)
+        say(ben, "candidate", {"call_id": call_id, "to": back, "negotiation_id": "neg_1", "candidate": LINE}, room_id)
+        say(ben, "bye", {"call_id": call_id, "to": back, "reason": "hangup"}, room_id)
+        say(ben, "leave", {}, room_id)
+        wiring.connections().remove("bench", ben.account_id, [ben.connection_id])  # as when ben's socket closes
+        say(ana, "offer", made.call(new_id("call"), negotiation_id="neg_1", sdp=SDP), room_id)
+        say(ana, "ping", {"rooms": [{"room_id": room_id, "epoch": "of-another-life", "offset": 1}]})
+        newer = replace(ana, connection_id="newer=", connected_at_ms=ana.connected_at_ms + 1, sent=0)
+        say(newer, "hello", {})
+        return made.posted()
+
+
+def test_what_the_handlers_emit_fits_the_document_and_the_shapes(emitted: list[JsonObject]) -> None:
+    assert {frame["event"] for frame in emitted} == set(EVENTS) - {"media"}
+    for frame in emitted:
+        assert fits(f"{frame['event']}_event", frame), frame
+        assert set(SHAPES[EVENTS[frame["event"]].body].check(frame["body"], "body")) == set(frame["body"]), "a field is missing in the shape"
+        for stored in frame["body"].get("events", []):
+            assert fits(f"{stored['event']}_event", stored), stored
