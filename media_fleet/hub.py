@@ -240,7 +240,11 @@ class Hub:
         if is_cluster and self.name.startswith(SHARDED):
             url = await asyncio.to_thread(self._url_of_node)
         client = redis.asyncio.Redis.from_url(url, retry=None, **options)
-        kind = SHARDED if int(str((await client.info("server"))["redis_version"]).partition(".")[0]) >= 7 else PLAIN
+        try:
+            kind = SHARDED if int(str((await client.info("server"))["redis_version"]).partition(".")[0]) >= 7 else PLAIN
+        except BaseException:
+            await client.aclose()
+            raise
         if self.name == kind + self._id:
             return client
         self.name = kind + self._id

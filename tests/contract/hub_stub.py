@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from adapters import sigv4
+from adapters import keys, sigv4
 from adapters.connections_redis import Connections
 from adapters.hub_redis import Hubs
 from heliograph.fanout import Job
@@ -113,13 +114,16 @@ async def hand_over(hubs: Hubs, what: Job) -> bool:
     return await asyncio.to_thread(hubs.hand_over, what)
 
 
-def fill_room(client: Any, tenant_id: str, room_id: str, connection_ids: Iterable[str], per_account: int = 5) -> None:
-    """Sockets in a room, a few to an account."""
-    connections = Connections(client)
+def fill_room(client: Any, tenant_id: str, room_id: str, connection_ids: Sequence[str], per_account: int = 5) -> None:
+    """Sockets in a room, a few to an account. A large room is written at once, as the adapter writes its entries: entering one by one reads it each time."""
+    connections, entries = Connections(client), {}
     for number, connection_id in enumerate(connection_ids):
         account_id = f"acc_{number // per_account}"
         connections.put(tenant_id, account_id, Connection(connection_id, f"dev_{number}", 1, "online", 1))
-        connections.enter_room(tenant_id, room_id, Participant(connection_id, account_id, f"dev_{number}"))
+        entries[connection_id] = json.dumps([account_id, f"dev_{number}"])
+        if len(connection_ids) <= 100:
+            connections.enter_room(tenant_id, room_id, Participant(connection_id, account_id, f"dev_{number}"))
+    client.hset(keys.room_live(tenant_id, room_id), mapping=entries)
 
 
 async def until(what: str, holds: Callable[[], Any], timeout_s: float = 5.0) -> Any:

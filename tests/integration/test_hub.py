@@ -59,7 +59,11 @@ async def three_nodes(binary: str, folder: Path, supervisor: Supervisor) -> Asyn
         yield Server(cluster.url, client, "cluster")
 
 
-@pytest.fixture(params=["sharded", "plain", "sharded cluster", "plain cluster"])
+KINDS = ["sharded", "plain", "sharded cluster"]  # an old cluster runs fewer tests: it takes seconds to form
+ON_EVERY_KIND = pytest.mark.parametrize("server", [*KINDS, "plain cluster"], indirect=True)
+
+
+@pytest.fixture(params=KINDS)
 async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server]:
     kind, _, is_cluster = request.param.partition(" ")
     binary = BINARIES[kind]
@@ -74,12 +78,14 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         await supervisor.stop()
 
 
+@ON_EVERY_KIND
 async def test_the_channel_is_of_the_kind_the_server_has(server: Server, gateway: StubGateway) -> None:
     async with Hub(config(server, gateway)) as hub:
         await leased(hub)
         assert hub.name.startswith(server.kind)
 
 
+@ON_EVERY_KIND
 async def test_the_hub_comes_back_after_redis_was_killed(server: Server, gateway: StubGateway, tenant_id: str) -> None:
     """Every node dies (-9) and comes back empty; within seconds the hub has a lease again and hears its channel."""
     async with Hub(config(server, gateway)) as hub:
@@ -94,6 +100,25 @@ async def test_the_hub_comes_back_after_redis_was_killed(server: Server, gateway
         back_s = asyncio.get_running_loop().time()
         await until("a function that finds the hub", lambda: fresh(server).live() == (hub.name,), 10)
         print(f"\nRedis back: the hub has its lease {asyncio.get_running_loop().time() - back_s:.2f} s later / 10 s")
+        assert await hand_over(fresh(server), job(tenant_id, "after", ("c=",)))
+        await until("a delivery", lambda: gateway.posted)
+
+
+async def test_a_redis_that_hangs_costs_the_lease_and_the_hub_comes_back_with_it(server: Server, gateway: StubGateway, tenant_id: str) -> None:
+    """A stopped server is worse than a dead one: connections stay open and nothing answers."""
+    async with Hub(config(server, gateway)) as hub:
+        await leased(hub)
+        assert server.supervisor is not None
+        pids = server.supervisor.pids().values()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await until("the end of the lease", lambda: not hub.has_lease, 5)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        await leased(hub, 10)
+        await until("a function that finds the hub", lambda: fresh(server).live() == (hub.name,), 5)
         assert await hand_over(fresh(server), job(tenant_id, "after", ("c=",)))
         await until("a delivery", lambda: gateway.posted)
 
@@ -143,6 +168,7 @@ async def test_a_hub_that_cannot_keep_up_lets_its_lease_go_and_takes_it_again(se
     assert hub.outcomes["delivered"] >= 20
 
 
+@ON_EVERY_KIND
 async def test_rooms_are_spread_over_the_hubs_and_a_closed_one_hands_its_rooms_over(server: Server, gateway: StubGateway, tenant_id: str) -> None:
     async with Hub(config(server, gateway)) as first, Hub(config(server, gateway)) as second:
         await leased(first)
