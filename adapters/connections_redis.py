@@ -24,12 +24,13 @@ class Connections:
         self._enter, self._leave, self._advance = (client.register_script(text) for text in (keys.ENTER_ROOM, keys.LEAVE_ROOM, keys.ADVANCE))
 
     def put(self, tenant_id: str, account_id: str, connection: Connection) -> list[Connection]:
-        """Stores the connection; returns every connection of the account, this one included."""
+        """Stores the connection, whose frames are counted from here on; returns every connection of the account, this one included."""
         key = keys.connections(tenant_id, account_id)
         with translated(), self._redis.pipeline(transaction=False) as pipe:
             pipe.hset(key, connection.connection_id, _dump(connection))
             pipe.expire(key, keys.CONNECTION_S)
             pipe.set(keys.last_seen(tenant_id, account_id), connection.seen_at_ms, ex=keys.LAST_SEEN_S)
+            pipe.set(keys.last_seq(tenant_id, account_id, connection.connection_id), 0, nx=True, ex=keys.CONNECTION_S)
             pipe.hgetall(key)
             return _load_all(pipe.execute()[-1])
 
@@ -89,10 +90,11 @@ class Connections:
         with translated():
             self._redis.delete(keys.presence_pending(tenant_id, account_id))
 
-    def last_seq(self, tenant_id: str, account_id: str, connection_id: str) -> int:
-        """The highest client_seq of the socket that was handled."""
+    def last_seq(self, tenant_id: str, account_id: str, connection_id: str) -> int | None:
+        """The highest client_seq of the socket that was handled; None when Redis does not know the socket, or lost it."""
         with translated():
-            return int(self._redis.get(keys.last_seq(tenant_id, account_id, connection_id)) or 0)
+            found = self._redis.get(keys.last_seq(tenant_id, account_id, connection_id))
+        return None if found is None else int(found)
 
     def advance_seq(self, tenant_id: str, account_id: str, connection_id: str, seq: int) -> None:
         with translated():

@@ -88,9 +88,10 @@ redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
 
-# The highest handled client_seq only rises.
+# The highest handled client_seq only rises; a socket that Redis does not know has none.
 ADVANCE = """
-if tonumber(redis.call('GET', KEYS[1]) or '0') < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
+local last = redis.call('GET', KEYS[1])
+if last and tonumber(last) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
 """
 
 

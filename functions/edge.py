@@ -113,7 +113,8 @@ def either(
 def _in_turn(identity: Identity, connection_id: str, about_frame: Reference) -> Iterator[None]:
     """Frames of one socket in the order of client_seq, although workers run at once.
 
-    Waits ORDER_WAIT_S for a missing one, then goes on without it; OutOfOrder for one that comes after a later one. Without Redis nobody waits.
+    Waits ORDER_WAIT_S for a missing one, then goes on without it; OutOfOrder for one that comes after a later one. Without Redis nobody waits, nor after
+    it lost the count: else every socket would hold a worker for ORDER_WAIT_S at the moment when all of them come back.
     """
     seq, owner = about_frame.client_seq, (identity.tenant_id, identity.account_id, connection_id)
     if seq is None:
@@ -132,9 +133,9 @@ def _in_turn(identity: Identity, connection_id: str, about_frame: Reference) -> 
 
 def _wait_for_turn(owner: tuple[str, str, str], seq: int) -> None:
     end_s = time.monotonic() + ORDER_WAIT_S
-    while (last := wiring.connections().last_seq(*owner)) < seq - 1 and time.monotonic() < end_s:
+    while (last := wiring.connections().last_seq(*owner)) is not None and last < seq - 1 and time.monotonic() < end_s:
         time.sleep(ORDER_POLL_S)
-    if last >= seq:
+    if last is not None and last >= seq:
         raise errors.OutOfOrder
 
 

@@ -17,12 +17,11 @@ COALESCE_S = 1
 def look_after(who: Identity, connection_id: str, trace_id: str) -> None:
     """Begins the dead man's switch of a socket."""
     owner = {"tenant_id": who.tenant_id, "account_id": who.account_id, "device_id": who.device_id, "connection_id": connection_id}
-    look_again({"kind": "look_after", **owner, "trace_id": trace_id, "is_lost": False})
+    look_again({"kind": "look_after", **owner, "trace_id": trace_id, "is_lost": False}, wiring.heartbeat().stale_after_ms(ON_A_CALL))
 
 
-def look_again(timer: dict[str, Any]) -> None:
-    """As often as the strictest heartbeat asks: a socket on a call is missed within a minute."""
-    wiring.timers().send(timer, delay_s=wiring.heartbeat().stale_after_ms(ON_A_CALL) // 1000 + MARGIN_S)
+def look_again(timer: dict[str, Any], in_ms: int) -> None:
+    wiring.timers().send(timer, delay_s=-(-in_ms // 1000) + MARGIN_S)
 
 
 def end_ringing(room: Room, call_id: str, trace_id: str) -> None:

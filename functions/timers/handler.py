@@ -19,20 +19,28 @@ from functions.calling import end_ringing
 from functions.live_rooms import leave_all
 from functions.presence_fanout import tell_now
 from functions.put_off import look_again
-from heliograph.presence import Connection
+from heliograph.presence import ON_A_CALL
 
 
 def look_after(timer: dict[str, Any]) -> None:
     found = wiring.connections().of_account(timer["tenant_id"], timer["account_id"])
     connection = next((c for c in found if c.connection_id == timer["connection_id"]), None)
-    if connection is None and not timer["is_lost"]:
-        look_again(timer | {"is_lost": True})  # gone, or Redis lost it: a living socket is back with its next ping
-    elif connection is not None and _is_alive(connection):
-        look_again(timer | {"is_lost": False})
+    stale_in_ms = -1 if connection is None else connection.seen_at_ms + wiring.heartbeat().stale_after_ms(connection.status) - now_ms()
+    if connection is None and not timer["is_lost"] and _is_unknown(timer):
+        # Redis lost it, or never had it: a living socket is back with its next ping, and an idle one takes its time
+        look_again(timer | {"is_lost": True}, wiring.heartbeat().stale_after_ms("online"))
+    elif stale_in_ms >= 0:
+        # when it would be stale, and as often as the strictest heartbeat asks: a socket that is on a call by then is missed within a minute
+        look_again(timer | {"is_lost": False}, min(stale_in_ms, wiring.heartbeat().stale_after_ms(ON_A_CALL)))
     else:
         wiring.logger().info("swept", trace_id=timer["trace_id"], tenant_id=timer["tenant_id"], connection_id=timer["connection_id"])
         wiring.outbox().delete(timer["connection_id"])
         leave_all(timer["tenant_id"], timer["account_id"], timer["device_id"], timer["connection_id"], timer["trace_id"], now_ms())
+
+
+def _is_unknown(timer: dict[str, Any]) -> bool:
+    """A connection that was taken out has its count of frames still."""
+    return wiring.connections().last_seq(timer["tenant_id"], timer["account_id"], timer["connection_id"]) is None
 
 
 def tell_presence(timer: dict[str, Any]) -> None:
@@ -44,10 +52,6 @@ def tell_presence(timer: dict[str, Any]) -> None:
 def record_handler(record: SQSRecord) -> None:
     timer = record.json_body
     KINDS[timer["kind"]](timer)
-
-
-def _is_alive(connection: Connection) -> bool:
-    return now_ms() - connection.seen_at_ms <= wiring.heartbeat().stale_after_ms(connection.status)
 
 
 KINDS = {"look_after": look_after, "tell_presence": tell_presence, "end_ringing": end_ringing}
