@@ -32,6 +32,8 @@ COLLECTIONS: dict[str, tuple[dict[str, Any], list[list[str]], list[list[str]]]] 
     ),
     "media": ({"tenant_id": _TEXT, "media_id": _TEXT, "room_id": _TEXT, "sha256": _TEXT, "state": _TEXT}, [["tenant_id", "media_id"]], []),
     "ledger": ({"tenant_id": _TEXT, "seq": _WHOLE, "hash": _TEXT, "prev_hash": _TEXT}, [["tenant_id", "seq"]], []),
+    "room_live": ({"tenant_id": _TEXT, "room_id": _TEXT, "connection_id": _TEXT}, [["tenant_id", "room_id", "connection_id"]], []),
+    "used_tickets": ({"tenant_id": _TEXT, "account_id": _TEXT, "jti": _TEXT}, [["tenant_id", "account_id", "jti"]], []),
     "pushes": ({"tenant_id": _TEXT, "notification_id": _TEXT, "device_id": _TEXT, "state": _TEXT}, [["tenant_id", "notification_id", "device_id"]], []),
 }
 
@@ -52,4 +54,5 @@ def migrate(database: Any) -> None:
                 database[name].create_index([(key, ASCENDING) for key in keys])
         if "idempotency" not in existing:
             database.create_collection("idempotency")
-        database["idempotency"].create_index("expires_at", expireAfterSeconds=0)
+        for name in ("idempotency", "room_live", "used_tickets"):
+            database[name].create_index("expires_at", expireAfterSeconds=0)

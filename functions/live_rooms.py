@@ -5,35 +5,66 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
+from adapters.settings import random_bytes
 from functions import wiring
 from functions.perform import perform
 from functions.presence_fanout import tell
 from heliograph.errors import Unavailable
 from heliograph.fanout import Scope
 from heliograph.messages import Event
-from heliograph.rooms import Participant
+from heliograph.rooms import Participant, Roster
 from heliograph.signaling import to_room
 
 
-def post_to_room(tenant_id: str, room_id: str, event: Event, *, except_connection_id: str | None = None) -> None:
-    """Posts to every socket in the room; one that is gone leaves it, and the others are told.
+def enter(tenant_id: str, room_id: str, own: Participant, now_ms: int) -> tuple[bool, Roster]:
+    """Puts a socket into the room: (whether Redis did not have it there before, the roster now). A new one is kept in MongoDB too.
 
-    Without Redis nobody can be reached: a durable event is found by position within a heartbeat, an ephemeral one is lost as it may be.
+    Without Redis the roster is MongoDB's, under an epoch that nobody shares: the first change that comes makes the client ask again.
     """
     try:
-        participants = wiring.connections().in_room(tenant_id, room_id)
+        is_new, roster = wiring.connections().enter_room(tenant_id, room_id, own)
     except Unavailable:
-        wiring.logger().warning("room not reached: no session store", trace_id=event.trace_id, tenant_id=tenant_id, room_id=room_id)
-        return
+        wiring.spare_live().enter(tenant_id, room_id, own, now_ms)
+        return False, Roster(random_bytes().hex(), 0, tuple(wiring.spare_live().in_room(tenant_id, room_id)))
+    if is_new:
+        wiring.spare_live().enter(tenant_id, room_id, own, now_ms)
+    return is_new, roster
+
+
+def leave(tenant_id: str, room_id: str, connection_id: str) -> tuple[bool, Roster]:
+    """Takes a socket out of the room: (whether it was in it, the roster now)."""
+    was_in, roster = wiring.connections().leave_room(tenant_id, room_id, [connection_id])
+    if was_in:
+        wiring.spare_live().leave(tenant_id, room_id, [connection_id])
+    return was_in, roster
+
+
+def post_to_room(tenant_id: str, room_id: str, event: Event, *, except_connection_id: str | None = None) -> None:
+    """Posts to every socket in the room; one that is gone leaves it, and the others are told. Without Redis the room is as MongoDB has it."""
+    try:
+        participants: Sequence[Participant] = wiring.connections().in_room(tenant_id, room_id)
+        if except_connection_id is not None and except_connection_id not in [p.connection_id for p in participants]:
+            participants = restore(tenant_id, room_id, participants)  # the sender is not in the room: Redis may have lost it
+    except Unavailable:
+        participants = wiring.spare_live().in_room(tenant_id, room_id)
     gone = perform(to_room(event, participants, except_connection_id=except_connection_id), Scope(tenant_id, room_id))
     with suppress(Unavailable):
         take_out(tenant_id, room_id, [p for p in participants if p.connection_id in gone], event)
 
 
+def restore(tenant_id: str, room_id: str, participants: Sequence[Participant]) -> Sequence[Participant]:
+    """Fills a room that Redis lost with those whom MongoDB has; whoever is gone leaves again with the next post."""
+    known = {p.connection_id for p in participants}
+    for lost in wiring.spare_live().in_room(tenant_id, room_id):
+        if lost.connection_id not in known:
+            participants = wiring.connections().enter_room(tenant_id, room_id, lost)[1].participants
+    return participants
+
+
 def take_out(tenant_id: str, room_id: str, gone: Sequence[Participant], because: Event) -> None:
     """Takes sockets out of a room and tells those who are left; ends, because each step has fewer sockets."""
     for participant in gone:
-        was_in, roster = wiring.connections().leave_room(tenant_id, room_id, [participant.connection_id])
+        was_in, roster = leave(tenant_id, room_id, participant.connection_id)
         if not was_in:
             continue
         body = {"account_id": participant.account_id, "device_id": participant.device_id, **roster.position()}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adapters.connections_redis import Connections
     from adapters.ledger_mongo import Ledger
     from adapters.links_s3 import Links
+    from adapters.live_mongo import SpareLive
     from adapters.media_mongo import MediaRecords
     from adapters.outbox_apigateway import SyncOutbox
     from adapters.push_fcm import Fcm
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from adapters.queues_sqs import Queue
     from adapters.rooms_mongo import Rooms
     from adapters.streams_mongo import Streams
+    from adapters.tickets_mongo import Tickets as SpareTickets
     from adapters.tickets_redis import Tickets
     from adapters.tokens_jwt import Tokens
 
@@ -74,6 +76,22 @@ def tickets() -> Tickets:
     from adapters.tickets_redis import Tickets
 
     return Tickets(redis())
+
+
+@cache
+def spare_tickets() -> SpareTickets:
+    """Where tickets are taken while Redis is away."""
+    from adapters.tickets_mongo import Tickets
+
+    return Tickets(database())
+
+
+@cache
+def spare_live() -> SpareLive:
+    """Who is live in a room, for when Redis is away or lost it."""
+    from adapters.live_mongo import SpareLive
+
+    return SpareLive(database())
 
 
 @cache

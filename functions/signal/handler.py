@@ -9,9 +9,10 @@ from adapters.settings import settings
 from functions import edge, wiring
 from functions.calling import pass_on
 from functions.edge import Received
-from functions.live_rooms import post_to_room
+from functions.live_rooms import enter, post_to_room, restore
+from functions.live_rooms import leave as leave_room
 from functions.perform import perform
-from functions.presence_fanout import acquaintances, presences, tell
+from functions.presence_fanout import Known, acquaintances, presences, tell
 from functions.put_off import look_after
 from heliograph.bitrate.board import Report, State, decide
 from heliograph.effects import Close, Effect, Post
@@ -30,12 +31,14 @@ def hello(received: Received) -> JsonObject:
     who, now_ms, trace_id = received.identity, received.now_ms, received.frame.trace_id
     own = Connection(received.connection_id, who.device_id, received.generation, "online", now_ms)
     look_after(who, own.connection_id, trace_id)  # first: whatever happens to this socket from now on, somebody looks
-    known = wiring.connections().put(who.tenant_id, who.account_id, own)
-    older = superseded(known, own)
-    if older:
-        wiring.connections().remove(who.tenant_id, who.account_id, [c.connection_id for c in older])
-    others = acquaintances(who.tenant_id, who.account_id)
-    tell(who.tenant_id, who.account_id, [c for c in known if c not in older], trace_id, now_ms, others)
+    older, others = list[Connection](), Known()
+    with suppress(Unavailable):  # without Redis nobody is known; the socket is welcome all the same, and pings register it later
+        known = wiring.connections().put(who.tenant_id, who.account_id, own)
+        older = superseded(known, own)
+        if older:
+            wiring.connections().remove(who.tenant_id, who.account_id, [c.connection_id for c in older])
+        others = acquaintances(who.tenant_id, who.account_id)
+        tell(who.tenant_id, who.account_id, [c for c in known if c not in older], trace_id, now_ms, others)
     welcome = _event(
         received,
         "welcome",
@@ -60,7 +63,7 @@ def hello(received: Received) -> JsonObject:
 def join(received: Received) -> JsonObject:
     room, who = _room(received), received.identity
     own = Participant(received.connection_id, who.account_id, who.device_id)
-    is_new, roster = wiring.connections().enter_room(who.tenant_id, room.room_id, own)
+    is_new, roster = enter(who.tenant_id, room.room_id, own, received.now_ms)
     head = wiring.streams().head(room)  # after entering: an event is either posted to this socket or at most at the head
     had = Position.of(received.frame.body)
     recovery = recover(had, room.epoch, head, lambda after, limit: wiring.streams().page(room, after, limit))
@@ -74,7 +77,7 @@ def join(received: Received) -> JsonObject:
 
 def leave(received: Received) -> JsonObject:
     room, who = _room(received), received.identity
-    was_in, roster = wiring.connections().leave_room(who.tenant_id, room.room_id, [received.connection_id])
+    was_in, roster = leave_room(who.tenant_id, room.room_id, received.connection_id)
     if was_in:
         post_to_room(who.tenant_id, room.room_id, _event(received, "participant_left", sender(who) | roster.position(), room))
     return acknowledgement(received.frame.id)
@@ -115,11 +118,12 @@ def ping(received: Received) -> JsonObject:
 def _keep_up(received: Received, room_id: str, had: Position | None) -> None:
     who = received.identity
     room = entered(wiring.rooms().get(who.tenant_id, room_id), who.account_id)
-    with suppress(Unavailable):
-        is_new, roster = wiring.connections().enter_room(who.tenant_id, room_id, Participant(received.connection_id, who.account_id, who.device_id))
-        if is_new:  # Redis had lost this socket: to the others it is there again
-            joined = _event(received, "participant_joined", sender(who) | roster.position(), room)
-            post_to_room(who.tenant_id, room_id, joined, except_connection_id=received.connection_id)
+    own = Participant(received.connection_id, who.account_id, who.device_id)
+    is_new, roster = enter(who.tenant_id, room_id, own, received.now_ms)
+    if is_new:  # Redis had lost this socket: the others are there again too, and all of them learn that their roster is of another epoch
+        with suppress(Unavailable):
+            restore(who.tenant_id, room_id, roster.participants)
+        post_to_room(who.tenant_id, room_id, _event(received, "participant_joined", sender(who) | roster.position(), room))
     head = wiring.streams().head(room)
     if had is not None and is_behind(had, room.epoch, head, lambda: wiring.streams().page(room, had.offset, 1), received.now_ms):
         perform([Post(received.connection_id, replace(_event(received, "behind", {}, room), epoch=room.epoch, offset=head))])

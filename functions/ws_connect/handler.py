@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from adapters.settings import now_ms
 from functions import wiring
 from heliograph.auth import identity_from
-from heliograph.errors import HeliographError
+from heliograph.errors import HeliographError, Unavailable
 from heliograph.messages import SUBPROTOCOL
 from heliograph.presence import Connection
 
@@ -20,7 +21,8 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     try:
         who = identity_from(about["authorizer"])
         connection = Connection(about["connectionId"], who.device_id, int(about["connectedAt"]), "online", now_ms())
-        wiring.connections().put(who.tenant_id, who.account_id, connection)
+        with suppress(Unavailable):  # without Redis the socket opens too: it can write, and its pings register it once Redis is back
+            wiring.connections().put(who.tenant_id, who.account_id, connection)
     except HeliographError as refusal:
         wiring.logger().warning("connect refused", code=refusal.code, request_id=about["requestId"])
         return {"statusCode": refusal.status}

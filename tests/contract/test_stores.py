@@ -18,6 +18,7 @@ from adapters.calls_redis import Calls
 from adapters.connections_redis import Connections
 from adapters.idempotency_mongo import once
 from adapters.ledger_mongo import Ledger
+from adapters.live_mongo import SpareLive
 from adapters.media_mongo import MediaRecords
 from adapters.migrations_mongo import migrate
 from adapters.passwords_argon2 import hashed, is_right
@@ -25,6 +26,7 @@ from adapters.pushes_mongo import Pushes
 from adapters.rooms_mongo import Rooms
 from adapters.settings import Settings, SettingsError, load, now_ms, random_bytes
 from adapters.streams_mongo import Streams
+from adapters.tickets_mongo import Tickets as SpareTickets
 from adapters.tickets_redis import Tickets
 from heliograph.bitrate.board import State
 from heliograph.errors import Conflict, ConnectedElsewhere, IdTaken, InProgress, Unavailable
@@ -281,7 +283,7 @@ def test_connections_come_and_go_per_account_and_every_key_has_a_ttl(redis_serve
     Tickets(redis_server).take(tenant_id, "acc", "jti")
     Boards(redis_server).put(tenant_id, "acc", "dev", "call", State(rung=7))
     held = list(redis_server.scan_iter(f"hg:{{{tenant_id}/*"))
-    assert len(held) == 6
+    assert len(held) == 8
     assert all(0 < redis_server.ttl(key) <= keys.LAST_SEEN_S for key in held)
     was_in, emptied = connections.leave_room(tenant_id, "room", ["c2="])
     assert (was_in, emptied.epoch, emptied.version, emptied.participants) == (True, roster.epoch, 2, ())
@@ -315,6 +317,7 @@ def test_presence_is_told_once_a_second_and_the_last_change_is_queued_once(redis
 
 def test_the_handled_sequence_number_of_a_socket_only_rises(redis_server: Any, tenant_id: str) -> None:
     connections = Connections(redis_server)
+    connections.put(tenant_id, "acc", Connection("c", "dev", 1, "online", 1))
     for seq, expected in ((3, 3), (2, 3), (4, 4)):
         connections.advance_seq(tenant_id, "acc", "c", seq)
         assert connections.last_seq(tenant_id, "acc", "c") == expected
@@ -337,6 +340,34 @@ def test_a_ticket_is_taken_once(redis_server: Any, tenant_id: str) -> None:
     tickets = Tickets(redis_server)
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(lambda _: tickets.take(tenant_id, "acc", "jti"), range(8))) == [False] * 7 + [True]
+
+
+def test_a_ticket_is_taken_once_in_mongodb_too(database: Any, tenant_id: str) -> None:
+    tickets = SpareTickets(database)
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(lambda _: tickets.take(tenant_id, "acc", "jti", now_ms()), range(8))) == [False] * 7 + [True]
+    assert tickets.take(tenant_id, "acc", "another", now_ms())
+    assert database.used_tickets.index_information()["expires_at_1"]["expireAfterSeconds"] == 0
+
+
+def test_who_is_live_is_known_without_redis(database: Any, tenant_id: str) -> None:
+    spare, one, two = SpareLive(database), Participant("c1=", "acc", "dev_1"), Participant("c2=", "acc", "dev_2")
+    for participant in (one, two, two):
+        spare.enter(tenant_id, "room", participant, now_ms())
+    assert sorted(spare.in_room(tenant_id, "room"), key=lambda p: p.connection_id) == [one, two]
+    assert spare.in_room(tenant_id + "x", "room") == spare.in_room(tenant_id, "other") == []
+    spare.leave(tenant_id, "room", ["c1="])
+    assert spare.in_room(tenant_id, "room") == [two]
+
+
+def test_a_sockets_count_of_frames_begins_when_it_opens_and_is_missing_after_redis_lost_it(redis_server: Any, tenant_id: str) -> None:
+    connections = Connections(redis_server)
+    assert connections.last_seq(tenant_id, "acc", "c") is None
+    connections.put(tenant_id, "acc", Connection("c", "dev", 1, "online", 1))
+    assert connections.last_seq(tenant_id, "acc", "c") == 0
+    redis_server.delete(keys.last_seq(tenant_id, "acc", "c"))
+    connections.advance_seq(tenant_id, "acc", "c", 7)
+    assert connections.last_seq(tenant_id, "acc", "c") is None
 
 
 def test_the_boards_memory_survives_the_store(redis_server: Any, tenant_id: str) -> None:
