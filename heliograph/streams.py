@@ -39,8 +39,8 @@ class Recovery:
         return {"recovered": self.recovered, "events": [event.as_json() for event in self.events], "more": self.more}
 
 
-def recover(had: Position | None, epoch: str, head: int, page: Callable[[int, int], Sequence[Event]]) -> Recovery:
-    """The events after the client's position, as many as one frame takes.
+def recover(had: Position | None, epoch: str, head: int, page: Callable[[int, int], Sequence[Event]], max_events: int = MAX_EVENTS) -> Recovery:
+    """The events after the client's position, as many as one frame or page takes.
 
     A client without a position begins at the head. `page(after, limit)` reads the stream. A page with a hole is not recovered: never partial.
     """
@@ -48,8 +48,9 @@ def recover(had: Position | None, epoch: str, head: int, page: Callable[[int, in
         return Recovery(recovered=True)
     if had.epoch != epoch or had.offset > head:
         return Recovery(recovered=False)
-    missed = page(had.offset, min(MAX_EVENTS, head - had.offset)) if head > had.offset else ()
-    if [event.offset for event in missed] != list(range(had.offset + 1, had.offset + 1 + min(MAX_EVENTS, head - had.offset))):
+    wanted = min(max_events, head - had.offset)
+    missed = page(had.offset, wanted) if wanted else ()
+    if [event.offset for event in missed] != list(range(had.offset + 1, had.offset + 1 + wanted)):
         return Recovery(recovered=False)
     fitting = _fitting(missed)
     return Recovery(True, fitting, had.offset + len(fitting) < head)

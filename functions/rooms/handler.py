@@ -9,6 +9,7 @@ from functions.edge import Request
 from heliograph.errors import NotFound
 from heliograph.rooms import Room, entered, new_room
 from heliograph.shapes import JsonObject
+from heliograph.streams import Position, recover
 
 DEFAULT_PAGE, MAX_PAGE = 100, 200
 
@@ -41,10 +42,10 @@ def read(request: Request) -> JsonObject:
 def events(request: Request) -> JsonObject:
     room, query = _room(request), request.query
     head = wiring.streams().head(room)
-    is_same = query.get("epoch", room.epoch) == room.epoch
-    after = int(query.get("after", "0")) if is_same else max(0, head - _limit(request))
-    page = wiring.streams().page(room, after, _limit(request))
-    return {"epoch": room.epoch, "head": head, "recovered": is_same and after <= head, "events": [event.as_json() for event in page]}
+    limit, had = _limit(request), Position(query.get("epoch", room.epoch), int(query.get("after", "0")))
+    recovery = recover(had, room.epoch, head, lambda after, most: wiring.streams().page(room, after, most), limit)
+    found = recovery.events if recovery.recovered else wiring.streams().page(room, max(0, head - limit), limit)  # to begin anew: the newest
+    return {"epoch": room.epoch, "head": head, "recovered": recovery.recovered, "events": [event.as_json() for event in found]}
 
 
 def _room(request: Request) -> Room:

@@ -22,9 +22,9 @@ from adapters.tokens_jwt import Tokens
 from heliograph.auth import TICKET_TYP
 from heliograph_client import Client, make_id
 from heliograph_client.opus import SAMPLE_RATE, PcmSource
-from local import voice
+from local import demo, voice
 from local.shaped_link import ShapedLink
-from tests.e2e.browser import AS_RECORDED, WEB, chromium, faults, find_chromium, served, write_microphone
+from tests.e2e.browser import AS_RECORDED, chromium, faults, find_chromium, served, write_microphone
 from tests.running import ROOT, RunningStack
 
 pytestmark = pytest.mark.browser
@@ -418,4 +418,4 @@ def test_without_a_browser_one_sentence_names_the_command(monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", "")
     with pytest.raises(AssertionError, match="apt install chromium"):
         find_chromium()
-    assert WEB.is_dir()
+    assert demo.WEB.is_dir()
