@@ -9,6 +9,7 @@ from adapters.settings import random_bytes
 from functions import wiring
 from functions.perform import perform
 from functions.presence_fanout import tell
+from functions.put_off import enter_again
 from heliograph.errors import Unavailable
 from heliograph.fanout import Scope
 from heliograph.messages import Event
@@ -16,19 +17,34 @@ from heliograph.rooms import Participant, Roster
 from heliograph.signaling import to_room
 
 
-def enter(tenant_id: str, room_id: str, own: Participant, now_ms: int) -> tuple[bool, Roster]:
+def enter(tenant_id: str, room_id: str, own: Participant, trace_id: str, now_ms: int) -> tuple[bool, Roster]:
     """Puts a socket into the room: (whether Redis did not have it there before, the roster now). A new one is kept in MongoDB too.
 
-    Without Redis the roster is MongoDB's, under an epoch that nobody shares: the first change that comes makes the client ask again.
+    Without Redis the roster is MongoDB's, under an epoch that nobody shares; it is tried again from the timers queue until Redis has the socket.
     """
     try:
         is_new, roster = wiring.connections().enter_room(tenant_id, room_id, own)
     except Unavailable:
         wiring.spare_live().enter(tenant_id, room_id, own, now_ms)
+        enter_again(tenant_id, room_id, own, trace_id)
         return False, Roster(random_bytes().hex(), 0, tuple(wiring.spare_live().in_room(tenant_id, room_id)))
     if is_new:
         wiring.spare_live().enter(tenant_id, room_id, own, now_ms)
     return is_new, roster
+
+
+def come_back(tenant_id: str, room_id: str, own: Participant, trace_id: str, now_ms: int) -> None:
+    """A socket that Redis does not have in a room: all who were there are there again, and each learns that its roster is of another epoch.
+
+    The socket itself is told too: it joins again, and so has what it missed.
+    """
+    is_new, roster = enter(tenant_id, room_id, own, trace_id, now_ms)
+    if not is_new:
+        return
+    with suppress(Unavailable):
+        restore(tenant_id, room_id, roster.participants)
+    body = {"account_id": own.account_id, "device_id": own.device_id, **roster.position()}
+    post_to_room(tenant_id, room_id, Event("participant_joined", now_ms, trace_id, body, room_id))
 
 
 def leave(tenant_id: str, room_id: str, connection_id: str) -> tuple[bool, Roster]:

@@ -8,10 +8,11 @@ from functions import wiring
 from heliograph.auth import Identity
 from heliograph.negotiation import RING_S
 from heliograph.presence import ON_A_CALL
-from heliograph.rooms import Room
+from heliograph.rooms import Participant, Room
 
 MARGIN_S = 1
 COALESCE_S = 1
+AGAIN_S = 1
 
 
 def look_after(who: Identity, connection_id: str, trace_id: str) -> None:
@@ -22,6 +23,12 @@ def look_after(who: Identity, connection_id: str, trace_id: str) -> None:
 
 def look_again(timer: dict[str, Any], in_ms: int) -> None:
     wiring.timers().send(timer, delay_s=-(-in_ms // 1000) + MARGIN_S)
+
+
+def enter_again(tenant_id: str, room_id: str, own: Participant, trace_id: str) -> None:
+    """A socket that came while Redis was away enters the room once more, a second later."""
+    who = {"connection_id": own.connection_id, "account_id": own.account_id, "device_id": own.device_id}
+    wiring.timers().send({"kind": "enter_again", "tenant_id": tenant_id, "room_id": room_id, **who, "trace_id": trace_id}, delay_s=AGAIN_S)
 
 
 def end_ringing(room: Room, call_id: str, trace_id: str) -> None:

@@ -9,7 +9,7 @@ from adapters.settings import settings
 from functions import edge, wiring
 from functions.calling import pass_on
 from functions.edge import Received
-from functions.live_rooms import enter, post_to_room, restore
+from functions.live_rooms import come_back, enter, post_to_room
 from functions.live_rooms import leave as leave_room
 from functions.perform import perform
 from functions.presence_fanout import Known, acquaintances, presences, tell
@@ -63,7 +63,7 @@ def hello(received: Received) -> JsonObject:
 def join(received: Received) -> JsonObject:
     room, who = _room(received), received.identity
     own = Participant(received.connection_id, who.account_id, who.device_id)
-    is_new, roster = enter(who.tenant_id, room.room_id, own, received.now_ms)
+    is_new, roster = enter(who.tenant_id, room.room_id, own, received.frame.trace_id, received.now_ms)
     head = wiring.streams().head(room)  # after entering: an event is either posted to this socket or at most at the head
     had = Position.of(received.frame.body)
     recovery = recover(had, room.epoch, head, lambda after, limit: wiring.streams().page(room, after, limit))
@@ -119,11 +119,7 @@ def _keep_up(received: Received, room_id: str, had: Position | None) -> None:
     who = received.identity
     room = entered(wiring.rooms().get(who.tenant_id, room_id), who.account_id)
     own = Participant(received.connection_id, who.account_id, who.device_id)
-    is_new, roster = enter(who.tenant_id, room_id, own, received.now_ms)
-    if is_new:  # Redis had lost this socket: the others are there again too, and all of them learn that their roster is of another epoch
-        with suppress(Unavailable):
-            restore(who.tenant_id, room_id, roster.participants)
-        post_to_room(who.tenant_id, room_id, _event(received, "participant_joined", sender(who) | roster.position(), room))
+    come_back(who.tenant_id, room_id, own, received.frame.trace_id, received.now_ms)
     head = wiring.streams().head(room)
     if had is not None and is_behind(had, room.epoch, head, lambda: wiring.streams().page(room, had.offset, 1), received.now_ms):
         perform([Post(received.connection_id, replace(_event(received, "behind", {}, room), epoch=room.epoch, offset=head))])

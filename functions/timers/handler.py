@@ -2,7 +2,7 @@
 
 `look_after`: the dead man's switch. `hello` queues a look at the socket for when it would be stale, pings push that back, and a socket that went silent
 leaves its rooms and presence: nothing rests on `$disconnect`. `tell_presence`: a change that came within a second of the one told before.
-`end_ringing`: a call that nobody may have answered.
+`end_ringing`: a call that nobody may have answered. `enter_again`: a socket that came while Redis was away.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from adapters.settings import now_ms
 from functions import wiring
 from functions.calling import end_ringing
-from functions.live_rooms import leave_all
+from functions.live_rooms import come_back, leave_all
 from functions.presence_fanout import tell_now
 from functions.put_off import look_again
 from heliograph.presence import ON_A_CALL
+from heliograph.rooms import Participant
 
 
 def look_after(timer: dict[str, Any]) -> None:
@@ -49,12 +50,18 @@ def tell_presence(timer: dict[str, Any]) -> None:
     tell_now(*owner, wiring.connections().of_account(*owner), timer["trace_id"], now_ms())
 
 
+def enter_again(timer: dict[str, Any]) -> None:
+    own = Participant(timer["connection_id"], timer["account_id"], timer["device_id"])
+    if own in wiring.spare_live().in_room(timer["tenant_id"], timer["room_id"]):  # it has not left meanwhile
+        come_back(timer["tenant_id"], timer["room_id"], own, timer["trace_id"], now_ms())
+
+
 def record_handler(record: SQSRecord) -> None:
     timer = record.json_body
     KINDS[timer["kind"]](timer)
 
 
-KINDS = {"look_after": look_after, "tell_presence": tell_presence, "end_ringing": end_ringing}
+KINDS = {"look_after": look_after, "tell_presence": tell_presence, "enter_again": enter_again, "end_ringing": end_ringing}
 _processor = BatchProcessor(event_type=EventType.SQS, raise_on_entire_batch_failure=False)
 
 
