@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import http.client
 import json
-from typing import Any
+import threading
+from functools import cache
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from adapters import settings, sigv4
 from heliograph.errors import Unavailable
 
+if TYPE_CHECKING:
+    import ssl
+
 TIMEOUT_S = 3.0
 ATTEMPTS = 3
+_kept = threading.local()
 _VERSIONS = {"secretsmanager": "1.1", "sqs": "1.0"}
 
 
@@ -53,15 +59,32 @@ def call(service: str, target: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _post(url: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
+    """One exchange over the thread's kept connection to that host; one that turned out stale is dropped, and the next attempt opens another."""
     parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc, timeout=TIMEOUT_S)
+    kept: dict[str, http.client.HTTPConnection] = _kept.__dict__
+    connection = kept.setdefault(parts.netloc, _connection(parts.scheme, parts.netloc))
     try:
         connection.request("POST", parts.path, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
-    finally:
+    except (OSError, http.client.HTTPException):
         connection.close()
+        raise
+
+
+def _connection(scheme: str, netloc: str) -> http.client.HTTPConnection:
+    """Connects at its first request, and anew after `close`."""
+    if scheme == "https":
+        return http.client.HTTPSConnection(netloc, timeout=TIMEOUT_S, context=_tls())
+    return http.client.HTTPConnection(netloc, timeout=TIMEOUT_S)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Made once: reading the root certificates costs 20 ms of CPU."""
+    import ssl
+
+    return ssl.create_default_context()
 
 
 def _refusal(answer: bytes, status: int) -> AwsRefusal:

@@ -17,6 +17,7 @@ from heliograph.ids import TENANT_PATTERN
 JsonObject = dict[str, Any]
 
 MAX_DEPTH = 16
+_NOT_ALLOWED = re.compile("[\0\ud800-\udfff]")
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TRACE_ID = re.compile(r"[A-Za-z0-9-]{16,64}")
 
@@ -39,7 +40,7 @@ class Text:
             raise Malformed(f"{name} must be one of {', '.join(self.choices)}.")
         if self.pattern and not re.fullmatch(self.pattern, value):
             raise Malformed(f"{name} is not of the form {self.pattern}.")
-        if "\0" in value or any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+        if _NOT_ALLOWED.search(value):
             raise Malformed(f"{name} holds a character that is not allowed.")
         return value
 
