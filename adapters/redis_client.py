@@ -28,7 +28,7 @@ def connect(url: str, mode: str) -> Any:
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "socket_timeout": SOCKET_TIMEOUT_S,
         "decode_responses": True,
-        "retry": Retry(NoBackoff(), 1),
+        "retry": Retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,)),
     }
     if mode == "cluster":
         with translated():

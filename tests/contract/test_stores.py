@@ -333,6 +333,10 @@ def test_a_store_that_hangs_costs_one_time_out_and_not_one_per_command(tenant_id
             with pytest.raises(Unavailable):
                 connections.of_account(tenant_id, "acc")
         assert now_ms() - started_ms < 3_000
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # nor is it asked a second time before it is left alone
+            silent.accept()
     redis_client.forget_failure()
 
 
