@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(PATH):$(CURDIR)/$(BIN)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help setup run check format unit test e2e bench synth clean
@@ -44,20 +44,20 @@ run: setup $(STAMP)/demo  ## the whole product on this laptop, one real call mad
 	@$(BIN)/python -m local $(if $(ONCE),--once)
 
 check: setup  ## style, types, import rules, unit and contract tests
-	@ruff check . && ruff format --check --quiet .
-	@mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client tests bench docs
-	@mkdir -p build && lint-imports --no-cache > build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }
-	@pytest tests/unit tests/contract
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+	@mkdir -p build && $(BIN)/lint-imports --no-cache > build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }
+	@$(BIN)/mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client tests bench docs & types=$$!; \
+		code=0; $(BIN)/pytest tests/unit tests/contract || code=$$?; wait $$types || code=$$?; exit $$code  # the tests mostly wait, the types mostly compute
 
 format: setup  ## let ruff rewrite the code
-	@ruff check --fix . && ruff format .
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 test: $(STAMP)/python $(STAMP)/infra $(STAMP)/system $(STAMP)/web  ## every test but the end-to-end ones
 	@cd clients/web && npm test --silent
-	@pytest tests/unit tests/contract tests/integration tests/infra tests/performance
+	@$(BIN)/pytest tests/unit tests/contract tests/integration tests/infra tests/performance
 
 e2e: $(STAMP)/python $(STAMP)/system $(STAMP)/web  ## real calls: the whole product, a real browser, killed services
-	@pytest tests/e2e tests/chaos
+	@$(BIN)/pytest tests/e2e tests/chaos
 
 bench: $(STAMP)/python $(STAMP)/system  ## side-by-side measurements, each prints a table
 	@$(BIN)/python -m bench

