@@ -19,7 +19,7 @@ from local.services import choose_ports
 from local.supervisor import Supervisor
 from media_fleet.hub import Hub
 from tests.contract.hub_stub import Server, StubGateway, config, fresh, gateway, hand_over, job, leased, until
-from tests.contract.test_hub import (  # collected here
+from tests.integration.test_hub_on_one_server import (  # collected here
     test_a_lease_needs_a_message_that_came_back,
     test_a_socket_of_presence_that_is_gone_leaves_its_account,
     test_nonsense_on_the_channel_is_counted_and_changes_nothing,
