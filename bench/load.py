@@ -57,12 +57,11 @@ async def step(stack: Running, swarm: Swarm, rate: float, seconds: float) -> Ste
     cuts = statistics.quantiles(meter.delivered_ms, n=100) if len(meter.delivered_ms) > 1 else [0.0] * 99
     held = acked_in_time / (rate * seconds) >= GIVES_BELOW and cuts[94] <= GIVES_ABOVE_MS
     due = len(meter.started_s) * (PER_ROOM - 1)
-    own = ("gateway", "workers", "mongo", "redis", "clients")
     row = (
         f"{len(swarm.devices):,}", f"{sent_per_s:.0f} of {rate:g}", f"{acked_in_time / seconds:.0f}", f"{delivered_in_time / seconds:,.0f}",
         f"{len(meter.acknowledged):,} of {len(meter.started_s):,}", f"{len(meter.delivered_ms):,} of {due:,}",
         *(f"{cuts[at]:.0f}" for at in (49, 94, 98)), str(meter.sent_again), str(meter.raw_disorder), f"{settled_s:.1f}",
-        f"{sum(cores[part] for part in own):.2f}", f"{resident_mb(stack.endpoints()['pids']['stack']):.0f} MB",
+        f"{sum(used for part, used in cores.items() if part != 'everything else'):.2f}", f"{resident_mb(stack.endpoints()['pids']['stack']):.0f} MB",
     )  # fmt: skip
     return Step(row, held, cores, dict(meter.refusals), cuts[94], rate)
 
@@ -71,9 +70,9 @@ def limit_named(gave: Step) -> str:
     """What was busy when it gave."""
     parts = sorted(gave.cores.items(), key=lambda item: -item[1])
     total = sum(gave.cores.values())
-    said = ", ".join(f"{part} {used:.2f}" for part, used in parts)
+    said = ", ".join(f"{part} {used:.2f}" for part, used in parts if used >= 0.005)
     cores = os.cpu_count() or 1
-    if total > 0.9 * cores:
+    if total > 0.85 * cores:
         return f"the machine's CPU: {total:.2f} of {cores} cores busy ({said}); most of it {parts[0][0]}"
     return f"not the CPU ({total:.2f} of {cores} cores busy: {said}); then the number of workers: four a function, each waiting for the ledger and for posts"
 
@@ -97,7 +96,7 @@ async def measure(stack: Running, swarm: Swarm, console: Console, *, is_full: bo
         table.add_row(*each.row)
     console.print(table)
     for each in steps:
-        said = ", ".join(f"{part} {used:.2f}" for part, used in each.cores.items())
+        said = ", ".join(f"{part} {used:.2f}" for part, used in each.cores.items() if used >= 0.005)
         console.print(f"{each.row[0]} sockets, {each.rate:g}/s: {'held' if each.is_held else 'GAVE'}; cores: {said}; refusals {each.refusals or 'none'}")
     gave = next((each for each in steps if not each.is_held), None)
     console.print(f"The first limit: {limit_named(gave)}." if gave else "Nothing gave.")
