@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from functions import wiring
@@ -38,5 +39,6 @@ def end_ringing(room: Room, call_id: str, trace_id: str) -> None:
 
 
 def tell_presence(tenant_id: str, account_id: str, trace_id: str) -> None:
-    """The account's presence, told once more a second later."""
-    wiring.timers().send({"kind": "tell_presence", "tenant_id": tenant_id, "account_id": account_id, "trace_id": trace_id}, delay_s=COALESCE_S)
+    """The account's presence, told once more a second or two later."""
+    timer = {"kind": "tell_presence", "tenant_id": tenant_id, "account_id": account_id, "trace_id": trace_id}
+    wiring.timers().send(timer, delay_s=COALESCE_S + secrets.randbelow(2))  # jittered: what changed together is not told together

@@ -87,7 +87,7 @@ def pid_of(stack: RunningStack, part: str) -> int:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("part", ["worker", "redis", "mongo", "moto", "relay"])
+@pytest.mark.parametrize("part", ["worker", "redis", "mongo", "moto", "relay", "hub"])
 async def test_a_second_full_call_passes_after_the_part_was_killed(stack: RunningStack, part: str, capsys: pytest.CaptureFixture[str]) -> None:
     kept = await full_call(stack)
     pid = pid_of(stack, part)
