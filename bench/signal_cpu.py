@@ -135,7 +135,7 @@ def main() -> None:
         "message, candidate, offer: one socket to post to; offer: a timer queued too. Ours also checks SDP and candidates and decides by the call's record."
     )
     console.print(
-        "Nothing here is TLS. In AWS a queue send of ours (offer, hello) opens its connection anew, with a TLS context and handshake; boto3 keeps its own."
+        "Nothing here is TLS; both sides keep their connections."
     )
     console.print("naive: boto3 clients, pydantic, redis, pymongo, Powertools Logger and Tracer; same records, same posts.")
 
