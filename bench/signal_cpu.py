@@ -134,9 +134,7 @@ def main() -> None:
     console.print(
         "message, candidate, offer: one socket to post to; offer: a timer queued too. Ours also checks SDP and candidates and decides by the call's record."
     )
-    console.print(
-        "Nothing here is TLS; both sides keep their connections."
-    )
+    console.print("Nothing here is TLS; both sides keep their connections.")
     console.print("naive: boto3 clients, pydantic, redis, pymongo, Powertools Logger and Tracer; same records, same posts.")
 
 
