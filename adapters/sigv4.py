@@ -1,6 +1,6 @@
-"""AWS Signature Version 4 as a codec: signs a request, verifies a signed or presigned one. No I/O; the clock is an argument.
+"""AWS Signature Version 4 as a codec: signs a request, verifies a signed one. No I/O; the clock is an argument.
 
-Source: IAM user guide, "Signature Version 4 for API requests"; S3 API reference, "Authenticating Requests: Using Query Parameters".
+Source: IAM user guide, "Signature Version 4 for API requests".
 Written by hand because importing botocore's signer costs a cold start about 170 ms; a contract test holds the two byte-equal.
 """
 
@@ -14,12 +14,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD: Final = "UNSIGNED-PAYLOAD"
 MAX_SKEW_S: Final = 300  # what execute-api tolerates; S3 tolerates 900
-MAX_EXPIRES_S: Final = 604_800
 _EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
 _NEVER_SIGNED: Final = frozenset({"authorization", "expect", "transfer-encoding", "user-agent", "x-amzn-trace-id"})
 _DEFAULT_PORT: Final = {"http": 80, "https": 443}
@@ -66,30 +65,6 @@ def sign(method: str, url: str, headers: Mapping[str, str], body: bytes, *, cred
     return sent
 
 
-def presign(method: str, url: str, headers: Mapping[str, str], *, credentials: Credentials, region: str, service: str, now: float, expires_s: int) -> str:
-    """The URL with the signature in its query. The receiver must send `headers` unchanged: they are signed."""
-    if not 1 <= expires_s <= MAX_EXPIRES_S:
-        raise ValueError(f"expires_s must be 1 to {MAX_EXPIRES_S}")
-    parts = urlsplit(url)
-    stamp = timestamp(now)
-    scope = scope_of(stamp, region, service)
-    lowered = {name.lower(): value for name, value in headers.items()} | {"host": host_of(url)}
-    signed = sorted(lowered.keys() - _NEVER_SIGNED)
-    fields = {
-        "X-Amz-Algorithm": ALGORITHM,
-        "X-Amz-Credential": f"{credentials.access_key_id}/{scope}",
-        "X-Amz-Date": stamp,
-        "X-Amz-Expires": str(expires_s),
-        "X-Amz-SignedHeaders": ";".join(signed),
-    }
-    if credentials.session_token:
-        fields["X-Amz-Security-Token"] = credentials.session_token
-    query = "&".join(([parts.query] if parts.query else []) + [f"{name}={_quoted(value)}" for name, value in fields.items()])
-    canonical = canonical_request(method, parts.path, query, lowered, signed, UNSIGNED_PAYLOAD if service == "s3" else _EMPTY_SHA256, service)
-    signature = _signature(credentials.secret_key, scope, string_to_sign(stamp, scope, canonical))
-    return parts._replace(query=f"{query}&X-Amz-Signature={signature}").geturl()
-
-
 def verify_header(
     method: str, target: str, headers: Mapping[str, str], body: bytes, *, credentials: Iterable[Credentials], region: str, service: str, now: float
 ) -> Credentials:
@@ -116,32 +91,6 @@ def verify_header(
         payload_hash = hashlib.sha256(body).hexdigest()
     canonical = canonical_request(method, path, query, headers, signed, payload_hash, service)
     _compare(known, scope, stamp, canonical, claim["Signature"])
-    return known
-
-
-def verify_presigned(
-    method: str, target: str, headers: Mapping[str, str], *, credentials: Iterable[Credentials], region: str, service: str, now: float
-) -> Credentials:
-    """Whose presigned URL this is: method, host, signed headers, query and expiry must be those signed. Raises SignatureRefused."""
-    path, _, query = target.partition("?")
-    fields = {unquote(name): unquote(value) for name, _, value in (part.partition("=") for part in query.split("&"))}
-    needed = {"X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature"}
-    if fields.get("X-Amz-Algorithm") != ALGORITHM or not fields.keys() >= needed or not fields["X-Amz-Expires"].isdecimal():
-        raise SignatureRefused("AuthorizationQueryParametersError", "Query-string authentication version 4 requires its six parameters.")
-    stamp, expires_s = fields["X-Amz-Date"], int(fields["X-Amz-Expires"])
-    age_s = now - seconds_of(stamp)
-    if expires_s > MAX_EXPIRES_S:
-        raise SignatureRefused("AuthorizationQueryParametersError", "X-Amz-Expires must be less than a week (in seconds).")
-    if not -MAX_SKEW_S <= age_s <= expires_s:
-        raise SignatureRefused("AccessDenied", "Request has expired")
-    signed = fields["X-Amz-SignedHeaders"].split(";")
-    if "host" not in signed:
-        raise SignatureRefused("AccessDenied", "There were headers present in the request which were not signed")
-    known, scope = _owner(fields["X-Amz-Credential"], credentials, stamp, region, service)
-    unsigned_query = "&".join(part for part in query.split("&") if not part.startswith("X-Amz-Signature="))
-    payload_hash = UNSIGNED_PAYLOAD if service == "s3" else _EMPTY_SHA256
-    canonical = canonical_request(method, path, unsigned_query, headers, signed, payload_hash, service)
-    _compare(known, scope, stamp, canonical, fields["X-Amz-Signature"])
     return known
 
 
@@ -223,10 +172,6 @@ def _compare(known: Credentials, scope: str, stamp: str, canonical: str, signatu
 def _signature(secret_key: str, scope: str, text: str) -> str:
     date, region, service, _ = scope.split("/")
     return hmac.digest(signing_key(secret_key, date, region, service), text.encode(), "sha256").hex()
-
-
-def _quoted(text: str) -> str:
-    return quote(text, safe="-_.~")
 
 
 def _without_dots(path: str) -> str:

@@ -11,10 +11,9 @@ from functions.perform import perform
 from functions.presence_fanout import tell
 from functions.put_off import enter_again
 from heliograph.errors import Unavailable
-from heliograph.fanout import Scope
+from heliograph.fanout import Scope, to_room
 from heliograph.messages import Event
 from heliograph.rooms import Participant, Roster
-from heliograph.signaling import to_room
 
 
 def enter(tenant_id: str, room_id: str, own: Participant, trace_id: str, now_ms: int) -> tuple[bool, Roster]:

@@ -42,6 +42,10 @@ class Identity:
         if scope is not None and scope not in self.scope.split():
             raise Forbidden(f"The token does not carry the scope {scope}.")
 
+    def as_sender(self) -> JsonObject:
+        """Who said it, as events carry it."""
+        return {"account_id": self.account_id, "device_id": self.device_id}
+
     def as_context(self) -> dict[str, str]:
         """The authorizer's context: flat text, as API Gateway carries it to every later event."""
         return asdict(self)

@@ -15,10 +15,16 @@ from typing import Any
 from heliograph.effects import Post
 from heliograph.errors import Malformed
 from heliograph.messages import Event, dump
+from heliograph.rooms import Participant
 
 DIRECT_RECIPIENTS = 32  # two rounds of the sender's sixteen connections: about 20 ms at API Gateway's usual answer time
 PRESENCE = "presence"  # the one event that may be shed: the next one, or the client's next `hello`, replaces it
 PRESENCE_WINDOW_S = 1.0
+
+
+def to_room(event: Event, participants: Sequence[Participant], *, except_connection_id: str | None = None) -> list[Post]:
+    """One post per live socket of the room."""
+    return [Post(p.connection_id, event) for p in participants if p.connection_id != except_connection_id]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def complete(request: Request) -> JsonObject:
     if media.account_id != who.account_id:
         raise NotFound
     wiring.links().must_hold(media)
-    body = {"media_id": media.media_id, "from": {"account_id": who.account_id, "device_id": who.device_id}}
+    body = {"media_id": media.media_id, "from": who.as_sender()}
     body |= {name: getattr(media, name) for name in ("file_name", "content_type", "length_bytes")}
     event = Event("media", request.now_ms, request.trace_id, body, room.room_id)
     ready, _ = wiring.media().make_ready(media, request.now_ms)

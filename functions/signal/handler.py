@@ -21,7 +21,6 @@ from heliograph.messages import Event, acknowledgement
 from heliograph.presence import Connection, superseded
 from heliograph.rooms import Participant, Room, entered
 from heliograph.shapes import JsonObject
-from heliograph.signaling import sender
 from heliograph.streams import Position, is_behind, recover
 
 RECONNECT_BY_MS = 110 * 60_000  # API Gateway ends a socket after two hours
@@ -70,7 +69,7 @@ def join(received: Received) -> JsonObject:
     snapshot = {"room_id": room.room_id, "name": room.name, "members": room.members_json(), **roster.as_json(), **recovery.as_json()}
     perform([Post(own.connection_id, replace(_event(received, "room", snapshot, room), epoch=room.epoch, offset=head))])
     if is_new:
-        joined = _event(received, "participant_joined", sender(who) | roster.position(), room)
+        joined = _event(received, "participant_joined", who.as_sender() | roster.position(), room)
         post_to_room(who.tenant_id, room.room_id, joined, except_connection_id=own.connection_id)
     return acknowledgement(received.frame.id, room.epoch, head)
 
@@ -79,13 +78,13 @@ def leave(received: Received) -> JsonObject:
     room, who = _room(received), received.identity
     was_in, roster = leave_room(who.tenant_id, room.room_id, received.connection_id)
     if was_in:
-        post_to_room(who.tenant_id, room.room_id, _event(received, "participant_left", sender(who) | roster.position(), room))
+        post_to_room(who.tenant_id, room.room_id, _event(received, "participant_left", who.as_sender() | roster.position(), room))
     return acknowledgement(received.frame.id)
 
 
 def message(received: Received) -> JsonObject:
     room, who, frame = _room(received), received.identity, received.frame
-    event = _event(received, "message", frame.body | {"id": frame.id, "from": sender(who)}, room)
+    event = _event(received, "message", frame.body | {"id": frame.id, "from": who.as_sender()}, room)
     offset, _ = wiring.streams().append(room, who.device_id, frame.id, event)
     # a repeat is posted again: the first attempt may have died before it could
     post_to_room(who.tenant_id, room.room_id, replace(event, epoch=room.epoch, offset=offset), except_connection_id=received.connection_id)

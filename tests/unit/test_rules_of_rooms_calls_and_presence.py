@@ -9,13 +9,13 @@ import pytest
 from heliograph.auth import SCOPES, Identity, claims_for, identity_from
 from heliograph.effects import Notify, Post
 from heliograph.errors import Forbidden, NotFound, TokenInvalid, TooLarge
+from heliograph.fanout import to_room
 from heliograph.ledger import GENESIS, entry, first_broken
 from heliograph.links import MAX_UPLOAD_BYTES, Media, announced
 from heliograph.messages import Event
 from heliograph.presence import Connection, Heartbeat, live, presence_of, superseded
 from heliograph.push import parse_queue_message, payload, queue_message
 from heliograph.rooms import Participant, entered, member_named, new_room
-from heliograph.signaling import to_room
 
 BEAT = Heartbeat(idle_s=60, call_s=20)
 ANA, BEN, EVE = (f"acc_{digit * 32}" for digit in "abe")
