@@ -1,4 +1,4 @@
-"""Account profiles, their sessions and the push targets of their devices."""
+"""Account profiles and the push targets of their devices."""
 
 from __future__ import annotations
 
@@ -8,29 +8,20 @@ from typing import Any
 from adapters.mongo_client import translated
 from heliograph.push import Target
 
-KEPT_USED_HASHES = 50
-
 
 @dataclass(frozen=True, slots=True)
 class Account:
+    """A person, or a service. Who signs in by an identity provider or an assertion has no `password_hash`, and the account id as `login`.
+
+    `service_keys` are a service's public keys, `{kid, public_pem}` each.
+    """
+
     tenant_id: str
     account_id: str
     login: str
-    password_hash: str
+    password_hash: str | None
     role: str
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A sign-in of one device; only the hash of its live refresh token is stored."""
-
-    tenant_id: str
-    account_id: str
-    device_id: str
-    sid: str
-    role: str
-    refresh_hash: str
-    expires_at_ms: int
+    service_keys: tuple[dict[str, str], ...] = ()
 
 
 class Accounts:
@@ -39,46 +30,32 @@ class Accounts:
 
     def put(self, account: Account) -> None:
         """Stores or replaces the account of this login."""
-        document = {name: getattr(account, name) for name in Account.__slots__} | {"schema_version": 1}
+        document = {name: getattr(account, name) for name in Account.__slots__} | {"service_keys": list(account.service_keys), "schema_version": 2}
         with translated():
             self._db.accounts.replace_one({"tenant_id": account.tenant_id, "login": account.login}, document, upsert=True)
 
     def by_login(self, tenant_id: str, login: str) -> Account | None:
         with translated():
-            found = self._db.accounts.find_one({"tenant_id": tenant_id, "login": login})
-        return Account(**{name: found[name] for name in Account.__slots__}) if found else None
+            return _account(self._db.accounts.find_one({"tenant_id": tenant_id, "login": login}))
+
+    def by_id(self, tenant_id: str, account_id: str) -> Account | None:
+        with translated():
+            return _account(self._db.accounts.find_one({"tenant_id": tenant_id, "account_id": account_id}))
+
+    def has_tenant(self, tenant_id: str) -> bool:
+        """Whether the tenant has any account."""
+        with translated():
+            return self._db.accounts.find_one({"tenant_id": tenant_id}, {"_id": 1}) is not None
+
+    def set_role(self, tenant_id: str, account_id: str, role: str) -> None:
+        with translated():
+            self._db.accounts.update_one({"tenant_id": tenant_id, "account_id": account_id}, {"$set": {"role": role}})
 
     def known(self, tenant_id: str, account_ids: list[str]) -> set[str]:
         """Which of these accounts exist in the tenant."""
         with translated():
             found = self._db.accounts.find({"tenant_id": tenant_id, "account_id": {"$in": account_ids}}, {"account_id": 1})
             return {item["account_id"] for item in found}
-
-    def start_session(self, session: Session) -> None:
-        """Stores the session; an earlier one of the same device ends."""
-        owner = {"tenant_id": session.tenant_id, "account_id": session.account_id}
-        document = {name: getattr(session, name) for name in Session.__slots__} | {"used_hashes": [], "schema_version": 1}
-        with translated():
-            self._db.sessions.insert_one(document)
-            self._db.sessions.delete_many(owner | {"device_id": session.device_id, "sid": {"$ne": session.sid}})
-
-    def rotate(self, old_hash: str, new_hash: str, now_ms: int, expires_at_ms: int) -> Session | None:
-        """Swaps the live refresh token for its successor, atomically. None when it is unknown, expired or used.
-
-        A used one ends the whole session: somebody else has it (RFC 9700, 4.14).
-        """
-        with translated():
-            found = self._db.sessions.find_one_and_update(
-                {"refresh_hash": old_hash, "expires_at_ms": {"$gt": now_ms}},
-                {
-                    "$set": {"refresh_hash": new_hash, "expires_at_ms": expires_at_ms},
-                    "$push": {"used_hashes": {"$each": [old_hash], "$slice": -KEPT_USED_HASHES}},
-                },
-            )
-            if found is None:
-                self._db.sessions.delete_many({"used_hashes": old_hash})
-                return None
-        return Session(**{name: found[name] for name in Session.__slots__})
 
     def put_push_target(self, tenant_id: str, account_id: str, target: Target, now_ms: int) -> None:
         owner = {"tenant_id": tenant_id, "account_id": account_id, "device_id": target.device_id}
@@ -96,3 +73,10 @@ class Accounts:
         owner = {"tenant_id": tenant_id, "account_id": account_id, "device_id": target.device_id, "target": target.value}
         with translated():
             self._db.devices.update_one(owner, {"$unset": {"target": "", "target_kind": ""}})
+
+
+def _account(found: dict[str, Any] | None) -> Account | None:
+    if found is None:
+        return None
+    known = {name: found[name] for name in Account.__slots__ if name in found}
+    return Account(**known | {"service_keys": tuple(found.get("service_keys", ()))})

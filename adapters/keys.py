@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from heliograph.auth import ACCESS_TOKEN_S
+
 CONNECTION_S = 2 * 3600 + 5 * 60  # a socket lives two hours at most
 ROOM_LIVE_S = CONNECTION_S
 LAST_SEEN_S = 30 * 86_400
 BOARD_S = 300
 HEAD_S = 86_400
 PRESENCE_GATE_MS = 1_000
-TICKET_MARK_S = 60
 CALL_S, ENDED_CALL_S = 6 * 3600, 120
+ENDED_SESSION_S = ACCESS_TOKEN_S + 60  # longer than any access token lives
 
 
 def connections(tenant_id: str, account_id: str) -> str:
@@ -28,13 +30,33 @@ def board(tenant_id: str, account_id: str, device_id: str, call_id: str) -> str:
 
 
 def ticket(tenant_id: str, account_id: str, jti: str) -> str:
-    """Mark: a ticket was used. Owner: auth."""
+    """Mark: a ticket or an assertion was used. Owner: auth."""
     return f"hg:{{{tenant_id}/{account_id}}}:ticket:{jti}"
 
 
 def last_seq(tenant_id: str, account_id: str, connection_id: str) -> str:
     """Text: the highest client_seq of a socket that was handled. Owner: signaling."""
     return f"hg:{{{tenant_id}/{account_id}}}:seq:{connection_id}"
+
+
+def limit_of_account(tenant_id: str, account_id: str, name: str, device_id: str = "") -> str:
+    """Text: when the bucket is full again, microseconds. Owner: limits. Expires when it is full."""
+    return f"hg:{{{tenant_id}/{account_id}}}:limit:{name}:{device_id}"
+
+
+def limit_of_stranger(owner: str, name: str) -> str:
+    """The same for an address or a login; `owner` says which. Owner: limits."""
+    return f"hg:{{{owner}}}:limit:{name}"
+
+
+def ended_sessions(tenant_id: str, account_id: str) -> str:
+    """Hash: sid -> 1 for a session whose access tokens must not be taken any more; `*` -> tokens issued before these milliseconds are stale. Owner: auth."""
+    return f"hg:{{{tenant_id}/{account_id}}}:ended"
+
+
+def socket_auth(tenant_id: str, account_id: str, connection_id: str) -> str:
+    """JSON: the authentication that a socket was given after its ticket's. Owner: auth."""
+    return f"hg:{{{tenant_id}/{account_id}}}:auth:{connection_id}"
 
 
 def presence_gate(tenant_id: str, account_id: str) -> str:
@@ -79,6 +101,36 @@ end
 """
 ENTER_ROOM = _ROSTER + "return answer(redis.call('HSET', KEYS[1], ARGV[3], ARGV[4]), ARGV[1], ARGV[2])"
 LEAVE_ROOM = _ROSTER + "return answer(redis.call('HDEL', KEYS[1], unpack(ARGV, 3)), ARGV[1], ARGV[2])"
+
+# Token buckets, each kept as the time at which it is full again: a full one needs no key. Takes one token of each bucket, or of none: then it answers which
+# bucket lacks one and for how many microseconds. KEYS from `first` on are buckets, ARGV from `arg` on their intervals and bursts.
+_TAKE = """
+local function take(first, arg)
+  local time = redis.call('TIME')
+  local now, lacking, wait, full = time[1] * 1000000 + time[2], 0, 0, {}
+  for i = first, #KEYS do
+    local interval, burst = tonumber(ARGV[arg + 2 * (i - first)]), tonumber(ARGV[arg + 2 * (i - first) + 1])
+    full[i] = math.max(tonumber(redis.call('GET', KEYS[i]) or '') or 0, now) + interval
+    local over = full[i] - now - burst * interval
+    if over > wait then lacking, wait = i - first + 1, over end
+  end
+  if lacking == 0 then
+    for i = first, #KEYS do redis.call('SET', KEYS[i], string.format('%.0f', full[i]), 'PX', math.ceil((full[i] - now) / 1000)) end
+  end
+  return lacking, wait
+end
+"""
+TAKE = _TAKE + "return {take(1, 1)}"
+
+# What stands before every request and frame, in one command: [lacking, wait, session ended, stale before, authentication, last client_seq].
+ADMIT = (
+    _TAKE
+    + """
+local lacking, wait = take(4, 2)
+local ended = redis.call('HMGET', KEYS[1], ARGV[1], '*')
+return {lacking, wait, ended[1] or '', ended[2] or '', redis.call('GET', KEYS[2]) or '', redis.call('GET', KEYS[3]) or ''}
+"""
+)
 
 # A call's record is written only over the version that was read (0: none).
 REPLACE_CALL = """

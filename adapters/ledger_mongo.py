@@ -36,6 +36,13 @@ class Ledger:
 
         return append_dense(read_head(0), read_head, insert)
 
+    def page(self, tenant_id: str, after: int, limit: int) -> tuple[list[JsonObject], int]:
+        """At most `limit` entries after that number, and the number of the last one there is."""
+        with translated():
+            found = list(self._ledger.find({"tenant_id": tenant_id, "seq": {"$gt": after}}, {"_id": 0}).sort("seq", 1).limit(limit))
+            last = self._ledger.find_one({"tenant_id": tenant_id}, {"seq": 1}, sort=[("seq", -1)])
+        return found, int(last["seq"]) if last else 0
+
     def entries(self, tenant_id: str) -> Iterator[JsonObject]:
         """The whole chain in order."""
         with translated():

@@ -14,14 +14,24 @@ _TEXT, _WHOLE = {"bsonType": "string"}, {"bsonType": ["int", "long"]}
 # collection -> (required fields with their types, unique indexes, other indexes)
 COLLECTIONS: dict[str, tuple[dict[str, Any], list[list[str]], list[list[str]]]] = {
     "accounts": (
-        {"tenant_id": _TEXT, "account_id": _TEXT, "login": _TEXT, "password_hash": _TEXT, "role": _TEXT},
+        {"tenant_id": _TEXT, "account_id": _TEXT, "login": _TEXT, "role": _TEXT},
         [["tenant_id", "account_id"], ["tenant_id", "login"]],
         [],
     ),
     "sessions": (
-        {"tenant_id": _TEXT, "account_id": _TEXT, "device_id": _TEXT, "sid": _TEXT, "refresh_hash": _TEXT, "expires_at_ms": _WHOLE},
+        {"tenant_id": _TEXT, "account_id": _TEXT, "device_id": _TEXT, "sid": _TEXT, "refresh_hash": _TEXT, "salt": _TEXT, "n": _WHOLE, "expires_at_ms": _WHOLE},
         [["tenant_id", "account_id", "sid"]],
-        [["refresh_hash"], ["used_hashes"]],
+        [],
+    ),
+    "identity_providers": (
+        {"tenant_id": _TEXT, "issuer": _TEXT, "audience": _TEXT, "kind": _TEXT, "jwks_uri": _TEXT, "provisioning": _TEXT},
+        [["tenant_id", "issuer"]],
+        [],
+    ),
+    "identities": (
+        {"tenant_id": _TEXT, "issuer": _TEXT, "subject": _TEXT, "account_id": _TEXT},
+        [["tenant_id", "issuer", "subject"]],
+        [["tenant_id", "account_id"]],
     ),
     "devices": ({"tenant_id": _TEXT, "account_id": _TEXT, "device_id": _TEXT}, [["tenant_id", "account_id", "device_id"]], []),
     "rooms": ({"tenant_id": _TEXT, "room_id": _TEXT, "name": _TEXT, "epoch": _TEXT}, [["tenant_id", "room_id"]], [["tenant_id", "members.account_id"]]),
@@ -45,14 +55,17 @@ def migrate(database: Any) -> None:
     with translated():
         existing = set(database.list_collection_names())
         for name, (fields, unique, plain) in COLLECTIONS.items():
-            if name not in existing:
-                required = [*fields, "schema_version"]
-                database.create_collection(name, validator={"$jsonSchema": {"bsonType": "object", "required": required, "properties": fields}})
+            validator = {"$jsonSchema": {"bsonType": "object", "required": [*fields, "schema_version"], "properties": fields}}
+            if name in existing:
+                database.command("collMod", name, validator=validator)
+            else:
+                database.create_collection(name, validator=validator)
             for keys in unique:
                 database[name].create_index([(key, ASCENDING) for key in keys], unique=True)
             for keys in plain:
                 database[name].create_index([(key, ASCENDING) for key in keys])
         if "idempotency" not in existing:
             database.create_collection("idempotency")
-        for name in ("idempotency", "room_live", "used_tickets"):
+        for name in ("idempotency", "room_live", "used_tickets", "sessions"):
             database[name].create_index("expires_at", expireAfterSeconds=0)
+        database.sessions.delete_many({"schema_version": 1})  # their refresh tokens are of another form: these devices sign in again

@@ -11,11 +11,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from adapters.sigv4 import Credentials
+from heliograph.limits import overridden
 
 if TYPE_CHECKING:
     from adapters.aws_credentials import ContainerCredentials
 
 PREFIX = "HELIOGRAPH_"
+UNCHECKED_IDENTITIES = "FIREBASE_AUTH_EMULATOR_HOST"
 
 
 class SettingsError(SystemExit):
@@ -52,6 +54,9 @@ class Settings:
     stun_urls: str = _setting("Comma-separated stun: URLs handed to clients; empty for none.", "")
     fcm_url: str = _setting("Base URL of FCM.", "https://fcm.googleapis.com")
     access_token_s: int = _setting("Life of an access token in seconds (at most 900).", 900)
+    refresh_grace_s: int = _setting("How long the predecessor of a refresh token still gets the same successor, in seconds (0 to 120).", 30)
+    reauth_grace_s: int = _setting("How long a socket whose access token expired stays open for `reauth`, in seconds (1 to 300).", 60)
+    limits: str = _setting("Rate limits that differ from docs/limits.md: `name=burst/per_s`, comma-separated.", "")
     turn_credential_s: int = _setting("Life of a relay credential in seconds.", 4 * 3600)
     heartbeat_s: int = _setting("How often an idle client sends `ping`, in seconds (20 to 240).", 60)
     heartbeat_call_s: int = _setting("How often a client on a call sends `ping`, in seconds (5 to 60).", 20)
@@ -72,6 +77,8 @@ def load(environ: Mapping[str, str]) -> Settings:
     for name, item in known.items():
         if name in environ:
             values[item.name] = _whole(name, environ[name]) if isinstance(item.default, int) else environ[name]
+    if environ.get(UNCHECKED_IDENTITIES):
+        raise SettingsError(f"{UNCHECKED_IDENTITIES} is set: with it the Firebase SDK takes ID tokens without checking their signature. Unset it.")
     settings = Settings(**values)
     if settings.redis_mode not in ("single", "cluster"):
         raise SettingsError(f"{PREFIX}REDIS_MODE must be single or cluster.")
@@ -79,7 +86,17 @@ def load(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(f"{PREFIX}PRIVATE_CANDIDATES must be drop or pass.")
     if not 1 <= settings.access_token_s <= 900:
         raise SettingsError(f"{PREFIX}ACCESS_TOKEN_S must be between 1 and 900.")
-    for name, value, low, high in (("HEARTBEAT_S", settings.heartbeat_s, 20, 240), ("HEARTBEAT_CALL_S", settings.heartbeat_call_s, 5, 60)):
+    bounds = (
+        ("HEARTBEAT_S", settings.heartbeat_s, 20, 240),
+        ("HEARTBEAT_CALL_S", settings.heartbeat_call_s, 5, 60),
+        ("REFRESH_GRACE_S", settings.refresh_grace_s, 0, 120),
+        ("REAUTH_GRACE_S", settings.reauth_grace_s, 1, 300),
+    )
+    try:
+        overridden(settings.limits)
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}LIMITS: {error}.") from None
+    for name, value, low, high in bounds:
         if not low <= value <= high:
             raise SettingsError(f"{PREFIX}{name} must be between {low} and {high}.")
     return settings

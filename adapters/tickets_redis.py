@@ -1,4 +1,4 @@
-"""One use per ticket: the first to mark its `jti` wins."""
+"""One use per ticket or assertion: the first to mark its `jti` wins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Tickets:
     def __init__(self, client: Any) -> None:
         self._redis = client
 
-    def take(self, tenant_id: str, account_id: str, jti: str) -> bool:
-        """Whether this is the ticket's first use."""
+    def take(self, tenant_id: str, account_id: str, jti: str, kept_s: int) -> bool:
+        """Whether this is the first use; remembered for `kept_s`."""
         with translated():
-            return bool(self._redis.set(keys.ticket(tenant_id, account_id, jti), 1, nx=True, ex=keys.TICKET_MARK_S))
+            return bool(self._redis.set(keys.ticket(tenant_id, account_id, jti), 1, nx=True, ex=kept_s))

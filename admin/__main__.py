@@ -1,4 +1,4 @@
-"""`python -m admin migrate | verify | add-account | redrive`: what an operator does to a deployment.
+"""`python -m admin migrate | verify | add-account | add-provider | link-identity | add-service | revoke | rotate-keys | redrive`: what an operator does.
 
 MongoDB's URI comes from Secrets Manager (`--mongodb-secret`) or from HELIOGRAPH_MONGODB_URI; a password is read from standard input. Neither stands in argv.
 """
@@ -18,7 +18,8 @@ from adapters.ledger_mongo import Ledger
 from adapters.passwords_argon2 import hashed
 from adapters.secrets_aws import read_secret
 from adapters.settings import now_ms, random_bytes
-from heliograph.auth import SCOPES
+from admin import identity, sessions
+from heliograph.auth import PEOPLE
 from heliograph.ids import new_id
 from heliograph.ledger import first_broken
 
@@ -36,7 +37,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     account = commands.add_parser("add-account", help="create an account; its password is read from standard input")
     account.add_argument("--tenant", required=True)
     account.add_argument("--login", required=True)
-    account.add_argument("--role", choices=sorted(SCOPES), default="member")
+    account.add_argument("--role", choices=PEOPLE, default="member")
+    identity.register(commands)
+    sessions.register(commands)
     redrive = commands.add_parser("redrive", help="put the messages of a dead-letter queue back into the queue they came from")
     redrive.add_argument("--dead-letter-queue-url", required=True)
     redrive.add_argument("--queue-url", required=True)
@@ -47,12 +50,18 @@ def run(options: argparse.Namespace) -> int:
     """Does one command; prints what it did as one JSON line."""
     if options.command == "redrive":
         return _print({"moved": redrive(options.dead_letter_queue_url, options.queue_url)})
+    if options.command == "rotate-keys":
+        return _print(sessions.rotate_keys(options.token_keys_secret, forget_previous=options.forget_previous))
     database = mongo_client.connect(_uri(options), options.database)
     if options.command == "migrate":
         migrations_mongo.migrate(database)
         return _print({"migrated": sorted(database.list_collection_names())})
     if options.command == "verify":
         return _verify(database, options.tenant)
+    if options.command == "revoke":
+        return _print(sessions.revoke(database, options))
+    if (code := identity.run(options, database)) is not None:
+        return code
     return _add_account(database, options)
 
 

@@ -1,4 +1,6 @@
-"""AWS as a warm signaling function sees it: takes posts to sockets and messages to queues, hands out one secret. No delay, no check of signatures.
+"""AWS as a warm function sees it: takes posts to sockets and messages to queues, hands out MongoDB's URI and the secrets it was given.
+
+No delay, no check of signatures.
 
 `python -m bench._aws_stub MONGODB_URI` prints its URL. GET /posted answers with what sockets were sent since the last time it was asked.
 """
@@ -11,6 +13,7 @@ import sys
 from collections import deque
 
 _posted: deque[str] = deque(maxlen=10_000)
+_secrets: dict[str, str] = {}
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -32,7 +35,10 @@ def _answer(request: str, target: str, body: str) -> bytes:
             _posted.append(body)
         return b""
     if target.endswith("GetSecretValue"):
-        return json.dumps({"SecretString": json.dumps({"uri": sys.argv[1]})}).encode()
+        return json.dumps({"SecretString": _secrets.get(json.loads(body)["SecretId"]) or json.dumps({"uri": sys.argv[1]})}).encode()
+    if target.endswith("PutSecretValue"):
+        _secrets[json.loads(body)["SecretId"]] = json.loads(body)["SecretString"]
+        return b"{}"
     if target.endswith("SendMessage"):
         return json.dumps({"MessageId": "1"}).encode()  # without MD5OfMessageBody boto3 checks none
     found = json.dumps(list(_posted)).encode()

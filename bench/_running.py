@@ -19,10 +19,12 @@ from typing import Any
 
 from adapters import mongo_client
 from adapters.rooms_mongo import Rooms
+from adapters.sessions_mongo import Sessions
 from adapters.settings import now_ms
 from adapters.tokens_jwt import Tokens
-from heliograph.auth import ACCESS_TYP, SCOPES, TICKET_TYP, Identity, claims_for
+from heliograph.auth import ACCESS_TOKEN_S, ACCESS_TYP, SCOPES, TICKET_TYP, Identity, claims_for
 from heliograph.rooms import new_room
+from heliograph.sessions import SECRET_BYTES, begun
 from heliograph_client import make_id
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,7 +88,7 @@ class Issuer:
         """With the keys in the stack's own folder."""
         keys = json.loads((data_dir / "secrets.json").read_text())["token_keys"]
         url = endpoints["rest_url"]
-        return cls(Tokens(keys, issuer=url, audience="heliograph"), url, endpoints["mongodb_uri"], endpoints["mongodb_database"])
+        return cls(Tokens(lambda: keys, now_ms, issuer=url, audience="heliograph"), url, endpoints["mongodb_uri"], endpoints["mongodb_database"])
 
     def ticket(self, who: Identity) -> str:
         """A one-time ticket."""
@@ -101,9 +103,12 @@ class Issuer:
         return self.tokens.sign(claims, typ)
 
     def create_rooms(self, rooms: Mapping[str, Sequence[Identity]]) -> None:
-        """Rooms with these members, straight into MongoDB."""
+        """Rooms with these members, and a session for each of them, straight into MongoDB."""
         database = mongo_client.connect(self.mongodb_uri, self.mongodb_database)
         for room_id, people in rooms.items():
+            for who in people:
+                random = secrets.token_bytes(2 * SECRET_BYTES)
+                Sessions(database).start(begun(who.tenant_id, who.account_id, who.device_id, who.sid, who.role, now_ms(), random)[0])
             members = [who.account_id for who in people]
             Rooms(database).create(new_room(people[0].tenant_id, room_id, "load", make_id("evt"), members[0], members), now_ms())
         database.client.close()
@@ -121,7 +126,8 @@ class Issuer:
 
 def new_identity() -> Identity:
     """Somebody new on a device of their own."""
-    return Identity(TENANT, make_id("acc"), make_id("dev"), make_id("ses"), "member", " ".join(sorted(SCOPES["member"])))
+    now = now_ms()
+    return Identity(TENANT, make_id("acc"), make_id("dev"), make_id("ses"), "member", " ".join(sorted(SCOPES["member"])), now, now + ACCESS_TOKEN_S * 1000)
 
 
 class Cpu:

@@ -20,7 +20,8 @@ from typing import Any, Final
 from adapters import migrations_mongo, mongo_client, secrets_aws
 from adapters import settings as settings_module
 from functions import perform, wiring
-from heliograph.auth import SCOPES
+from heliograph.auth import ACCESS_TOKEN_S, SCOPES, Identity
+from heliograph.limits import LIMITS
 from local import service_mongo, service_redis
 from local.services import choose_ports
 from local.supervisor import Supervisor
@@ -49,6 +50,7 @@ SDP: Final = "".join(
         "a=fmtp:111 minptime=10;useinbandfec=1",
     )
 )
+UNLIMITED: Final = ",".join(f"{name}=1000000/1000000" for name in LIMITS)
 LINE: Final = "candidate:1 1 udp 1677729535 203.0.113.7 50000 typ srflx raddr 0.0.0.0 rport 0"
 
 
@@ -65,15 +67,21 @@ class Person:
     device_id: str = field(default_factory=lambda: new_id("dev"))
     connection_id: str = field(default_factory=lambda: secrets.token_hex(8) + "=")
     connected_at_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    sid: str = field(default_factory=lambda: new_id("ses"))
+    role: str = "member"
     sent: int = 0
+
+    def identity(self) -> Identity:
+        """Who they are, authenticated just now for a quarter of an hour."""
+        now_ms = time.time_ns() // 1_000_000
+        scope = " ".join(sorted(SCOPES[self.role]))
+        return Identity(self.tenant_id, self.account_id, self.device_id, self.sid, self.role, scope, now_ms, now_ms + ACCESS_TOKEN_S * 1000)
 
     def frame(self, action: str, body: dict[str, Any], room_id: str | None = None) -> dict[str, Any]:
         """The Lambda event of the next frame of this socket."""
         self.sent += 1
         frame = {"action": action, "id": new_id("msg"), "client_seq": self.sent, "trace_id": secrets.token_hex(16), "body": body}
-        authorizer = {name: getattr(self, name) for name in ("tenant_id", "account_id", "device_id")}
-        authorizer |= {"sid": new_id("ses"), "role": "member", "scope": " ".join(sorted(SCOPES["member"]))}
-        about = {"routeKey": action, "connectionId": self.connection_id, "connectedAt": self.connected_at_ms, "authorizer": authorizer}
+        about = {"routeKey": action, "connectionId": self.connection_id, "connectedAt": self.connected_at_ms, "authorizer": self.identity().as_context()}
         return {"requestContext": about, "body": json.dumps(frame | ({"room_id": room_id} if room_id else {})), "isBase64Encoded": False}
 
 
@@ -93,7 +101,13 @@ class World:
         prefix = settings_module.PREFIX
         needed = {prefix + item.name.upper(): "x" for item in fields(settings_module.Settings) if item.default is MISSING}
         queues = {f"{prefix}{name}_QUEUE_URL": f"{self.aws_url}/000000000000/{name.lower()}" for name in ("NOTIFICATIONS", "TIMERS")}
-        ours = {prefix + "REDIS_URL": self.redis_url, prefix + "CONNECTIONS_URL": f"{self.aws_url}/dev", **queues}
+        ours = {
+            prefix + "LIMITS": UNLIMITED,
+            prefix + "TOKEN_KEYS_SECRET_ID": "token-keys",
+            prefix + "REDIS_URL": self.redis_url,
+            prefix + "CONNECTIONS_URL": f"{self.aws_url}/dev",
+            **queues,
+        }
         keys = {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
         return needed | ours | keys | {"AWS_ENDPOINT_URL": self.aws_url, "AWS_EC2_METADATA_DISABLED": "true"}
 

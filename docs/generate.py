@@ -67,6 +67,40 @@ def errors_page() -> str:
     )
 
 
+def limits_page() -> str:
+    """Every rate limit, and which routes and frames it counts."""
+    from functions.routes import FUNCTIONS, Http, Socket
+    from heliograph.limits import LIMITS
+
+    counted: dict[str, list[str]] = {name: [] for name in LIMITS}
+    for route in (route for function in FUNCTIONS for route in function.routes):
+        if isinstance(route, Http | Socket) and route.limit is not None:
+            counted[route.limit].append(f"`{route.key}`")
+    table = ["| limit | of each | burst | a second | without the session store | what it counts |", "|---|---|---|---|---|---|"]
+    for limit in LIMITS.values():
+        routes = f" {', '.join(counted[limit.name])}" if counted[limit.name] else ""
+        fails = "**closed**: it waits" if limit.fails == "closed" else "open: it passes"
+        table.append(f"| `{limit.name}` | {limit.per} | {limit.burst} | {limit.per_s:g} | {fails} | {_cell(limit.doc)}{routes} |")
+    return "\n".join(
+        [
+            "# Rate limits",
+            NOTE,
+            "Token buckets in Redis, by Redis' clock: `burst` tokens at most, so many come back each second; a request takes one of every bucket that counts",
+            "it, or none. Who lacks one is answered 429 `rate_limited` with `retry_after_ms` (and `Retry-After` on REST), a frame likewise.",
+            "`HELIOGRAPH_LIMITS` overrides them by name: `messages=300/50,tickets=10/1`. An IPv6 address counts with its /64. API Gateway throttles beneath.",
+            "",
+            "Open or closed: while Redis is away a limit that fails open lets everything pass, because it carries a proof that cannot be guessed; one that",
+            "fails closed answers `unavailable` (retryable), because without the count passwords could be guessed or relay credentials collected.",
+            "",
+            *table,
+            "",
+            "Every request and frame of somebody known takes from `account` and `device` too; requests of strangers, and new sockets, from `address`.",
+            "The documents under `/v1/jwks.json`, `/v1/openapi.json` and `/v1/asyncapi.json` have no limit but API Gateway's.",
+            "",
+        ]
+    )
+
+
 def _code(value: object) -> str:
     return f"`{value}`" if value != "" else "empty"
 
@@ -76,9 +110,9 @@ def _cell(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes both pages, or says which one is stale."""
+    """Writes the pages, or says which are stale."""
     sys.path.insert(0, str(ROOT))
-    pages = {"docs/settings.md": settings_page(), "docs/errors.md": errors_page()}
+    pages = {"docs/settings.md": settings_page(), "docs/errors.md": errors_page(), "docs/limits.md": limits_page()}
     if arguments == ["--check"]:
         stale = [name for name, text in pages.items() if not (ROOT / name).exists() or (ROOT / name).read_text(encoding="utf-8") != text]
         if stale:

@@ -26,7 +26,7 @@ def pass_on(received: Received) -> JsonObject:
     who, frame = received.identity, _checked(received.frame)
     if frame is None:
         return acknowledgement(received.frame.id)  # a candidate that must not be seen: taken, and passed to nobody
-    room = entered(wiring.rooms().get(who.tenant_id, frame.room), who.account_id)
+    room = entered(wiring.rooms().get(who.tenant_id, frame.room), who, received.action)
     signal, actor = Signal.of(frame.action, frame.body), Device(who.account_id, who.device_id)  # type: ignore[arg-type]
     callee_id = member_named(room, signal.to_account_id)
     devices = tuple(c.device_id for c in _live(who.tenant_id, callee_id, received.now_ms))

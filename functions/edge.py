@@ -14,16 +14,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.settings import now_ms
-from functions import wiring
+from adapters.settings import now_ms, settings
+from functions import admission, wiring
+from functions.put_off import audit_refusal
 from functions.routes import Http, http_routes, socket_routes
+from functions.signing_out import close_sockets
 from heliograph import errors
+from heliograph.access import authorise, own
 from heliograph.auth import Identity, identity_from
 from heliograph.messages import Frame, Reference, parse_frame, reference
+from heliograph.presence import Connection
 from heliograph.shapes import SHAPES, JsonObject, check_idempotency_key, is_trace_id, parse_json
 
 MAX_BODY_BYTES = 64 * 1024
 ORDER_WAIT_S, ORDER_POLL_S = 0.8, 0.01
+PROVES_ANEW = "reauth"
+"""The one frame that is taken on a socket whose authentication has expired."""
 LambdaEvent = dict[str, Any]
 
 _HTTP: dict[str, Http] = {route.key: route for _, route in http_routes()}
@@ -41,6 +47,7 @@ class Request:
     body: JsonObject
     trace_id: str
     now_ms: int
+    source_ip: str
     caller: Identity | None = None
 
     @property
@@ -49,6 +56,13 @@ class Request:
         if self.caller is None:
             raise errors.Unauthenticated
         return self.caller
+
+    @property
+    def action(self) -> str:
+        """What the caller wants to do, as `access` names it; only on routes that carry a scope."""
+        if self.route.scope is None:
+            raise errors.Unauthenticated
+        return self.route.scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,11 @@ class Received:
     generation: int
     now_ms: int
 
+    @property
+    def action(self) -> str:
+        """What the sender wants to do, as `access` names it."""
+        return _scope(self.frame.action)
+
 
 def rest(handlers: Mapping[str, Callable[[Request], JsonObject]]) -> Callable[[LambdaEvent, Any], JsonObject]:
     """The Lambda handler of a function with HTTP routes: route key -> what answers it."""
@@ -68,13 +87,13 @@ def rest(handlers: Mapping[str, Callable[[Request], JsonObject]]) -> Callable[[L
     def handler(event: LambdaEvent, context: Any) -> JsonObject:
         given = event["headers"].get("x-trace-id")
         trace_id = str(given) if is_trace_id(given) else uuid.uuid4().hex
-        route = _HTTP[event["routeKey"]]
+        route, caller = _HTTP[event["routeKey"]], list[Identity]()
         try:
-            request, key = _request(event, route, trace_id)
+            request, key = _request(event, route, trace_id, caller)
             answer = _answer(handlers[route.key], request, key, context)
             _log("request", trace_id, context, request.caller, route=route.key, status=route.status)
         except Exception as caught:
-            return _refused(caught, trace_id, context, route.key)
+            return _refused(caught, trace_id, context, route.key, *caller)
         return _http_answer(route.status, answer, trace_id)
 
     return handler
@@ -86,17 +105,17 @@ def socket(actions: Mapping[str, Callable[[Received], JsonObject]]) -> Callable[
     def handler(event: LambdaEvent, context: Any) -> JsonObject:
         about, text = event["requestContext"], event.get("body") or ""
         about_frame = reference(text)
-        trace_id = about_frame.trace_id or uuid.uuid4().hex
+        trace_id, caller = about_frame.trace_id or uuid.uuid4().hex, list[Identity]()
         try:
-            identity = identity_from(about.get("authorizer") or {})
-            with _in_turn(identity, about["connectionId"], about_frame):
+            with _in_turn(identity_from(about.get("authorizer") or {}), about, about_frame) as identity:
+                caller.append(identity)
                 frame = parse_frame(text, _BODY_SHAPES)
-                identity.must_have(_SOCKET[frame.action].scope)
+                authorise(identity, _scope(frame.action), own(identity))
                 received = Received(frame, identity, about["connectionId"], int(about["connectedAt"]), now_ms())
                 answer = actions[frame.action](received)
             _log("frame", trace_id, context, identity, action=frame.action, room_id=frame.room_id)
         except Exception as caught:
-            answer = _translated(caught, trace_id, context, about["routeKey"]).body(trace_id, about_frame.id)
+            answer = _translated(caught, trace_id, context, about["routeKey"], *caller).body(trace_id, about_frame.id)
         return {"statusCode": 200, "body": json.dumps(answer, separators=(",", ":"))}
 
     return handler
@@ -110,53 +129,75 @@ def either(
 
 
 @contextmanager
-def _in_turn(identity: Identity, connection_id: str, about_frame: Reference) -> Iterator[None]:
-    """Frames of one socket in the order of client_seq, although workers run at once.
+def _in_turn(who: Identity, about: Mapping[str, Any], about_frame: Reference) -> Iterator[Identity]:
+    """Whoever sent this frame, as the session store knows them, once it is the frame's turn.
 
-    Waits ORDER_WAIT_S for a missing one, then goes on without it; OutOfOrder for one that comes after a later one. Without Redis nobody waits, nor after
-    it lost the count: else every socket would hold a worker for ORDER_WAIT_S at the moment when all of them come back.
+    Frames of one socket are taken in the order of client_seq, although workers run at once: waits ORDER_WAIT_S for a missing one, then goes on without it;
+    OutOfOrder for one that comes after a later one. Without Redis nobody waits, nor after it lost the count: else every socket would hold a worker for
+    ORDER_WAIT_S at the moment when all of them come back. Nor does a frame that is refused anyway, else a flood with gaps would hold every worker.
     """
-    seq, owner = about_frame.client_seq, (identity.tenant_id, identity.account_id, connection_id)
-    if seq is None:
-        yield
-        return
+    seq, connection_id, route_key = about_frame.client_seq, about["connectionId"], about["routeKey"]
+    owner = (who.tenant_id, who.account_id, connection_id)
+    verdict = admission.ask(who, _SOCKET[route_key].limit, connection_id)
+    if seq is not None and verdict.last_seq is not None and not verdict.is_hopeless:
+        _wait_for_turn(owner, seq, verdict.last_seq)
     try:
-        _wait_for_turn(owner, seq)
-    except errors.Unavailable:
-        wiring.logger().warning("order is not checked: no session store", connection_id=connection_id)
-    try:
-        yield
+        yield _admitted(verdict, about, route_key)
     finally:
-        with suppress(errors.Unavailable):
-            wiring.connections().advance_seq(*owner, seq)
+        if seq is not None:
+            with suppress(errors.Unavailable):
+                wiring.connections().advance_seq(*owner, seq)
 
 
-def _wait_for_turn(owner: tuple[str, str, str], seq: int) -> None:
+def _admitted(verdict: admission.Verdict, about: Mapping[str, Any], route_key: str) -> Identity:
+    """The sender; a socket that is nobody's any more is closed, whatever Redis knew of it when its session ended."""
+    try:
+        return verdict.admitted(now_ms(), may_be_expired=route_key == PROVES_ANEW)
+    except errors.Unauthenticated as refusal:
+        if reason := verdict.closes(refusal, now_ms(), settings().reauth_grace_s):
+            own_socket = Connection(about["connectionId"], verdict.who.device_id, int(about["connectedAt"]), "online", now_ms())
+            with suppress(errors.Unavailable):
+                close_sockets(verdict.who.tenant_id, verdict.who.account_id, [own_socket], reason, uuid.uuid4().hex)
+        raise
+
+
+def _wait_for_turn(owner: tuple[str, str, str], seq: int, last: int | None) -> None:
     end_s = time.monotonic() + ORDER_WAIT_S
-    while (last := wiring.connections().last_seq(*owner)) is not None and last < seq - 1 and time.monotonic() < end_s:
+    while last is not None and last < seq - 1 and time.monotonic() < end_s:
         time.sleep(ORDER_POLL_S)
+        with suppress(errors.Unavailable):
+            last = wiring.connections().last_seq(*owner)
     if last is not None and last >= seq:
         raise errors.OutOfOrder
 
 
-def _request(event: LambdaEvent, route: Http, trace_id: str) -> tuple[Request, str | None]:
-    caller = _caller(event, route)
+def _scope(action: str) -> str:
+    scope = _SOCKET[action].scope
+    if scope is None:
+        raise ValueError(f"{action} has no scope in the route table")
+    return scope
+
+
+def _request(event: LambdaEvent, route: Http, trace_id: str, caller: list[Identity]) -> tuple[Request, str | None]:
+    """The validated request and its Idempotency-Key; puts who is asking into `caller`, for the log of a refusal."""
+    source_ip = str(event["requestContext"].get("http", {}).get("sourceIp", ""))
+    if route.scope is not None:
+        caller.append(_caller(event, route))
+        authorise(caller[0], route.scope, own(caller[0]))
+    elif route.limit is not None:
+        admission.admit_stranger(admission.address(source_ip), *dict.fromkeys(("address", route.limit)))
     key = check_idempotency_key(event["headers"].get("idempotency-key")) if route.method == "POST" else None
     path = {name: str(value) for name, value in (event.get("pathParameters") or {}).items()}
     query = SHAPES[route.query].check(dict(event.get("queryStringParameters") or {}), "query") if route.query else {}
     body = SHAPES[route.body].check(parse_json(_body(event), MAX_BODY_BYTES), "body") if route.body else {}
-    return Request(route, path, query, body, trace_id, now_ms(), caller), key
+    return Request(route, path, query, body, trace_id, now_ms(), source_ip, caller[0] if caller else None), key
 
 
-def _caller(event: LambdaEvent, route: Http) -> Identity | None:
-    if route.scope is None:
-        return None
+def _caller(event: LambdaEvent, route: Http) -> Identity:
     context = event["requestContext"].get("authorizer", {}).get("lambda") or {}
     if "refusal" in context:
         raise errors.TokenExpired if context["refusal"] == errors.TokenExpired.code else errors.TokenInvalid
-    identity = identity_from(context)
-    identity.must_have(route.scope)
-    return identity
+    return admission.ask(identity_from(context), route.limit).admitted(now_ms())
 
 
 def _body(event: LambdaEvent) -> bytes:
@@ -174,20 +215,31 @@ def _answer(handle: Callable[[Request], JsonObject], request: Request, key: str 
     return once(wiring.database().idempotency, full_key, request.body, context, lambda: handle(request))
 
 
-def _refused(caught: Exception, trace_id: str, context: Any, route_key: str) -> JsonObject:
-    error = _translated(caught, trace_id, context, route_key)
+def _refused(caught: Exception, trace_id: str, context: Any, route_key: str, *caller: Identity) -> JsonObject:
+    error = _translated(caught, trace_id, context, route_key, *caller)
     answer = _http_answer(error.status, error.body(trace_id), trace_id)
     if error.retry_after_ms is not None:
         answer["headers"]["retry-after"] = str(-(-error.retry_after_ms // 1000))
     return answer
 
 
-def _translated(caught: Exception, trace_id: str, context: Any, route_key: str) -> errors.HeliographError:
+def _translated(caught: Exception, trace_id: str, context: Any, route_key: str, *caller: Identity) -> errors.HeliographError:
     if isinstance(caught, errors.HeliographError):
-        _log("refused", trace_id, context, None, route=route_key, code=caught.code)
+        notes = {"note": "; ".join(caught.__notes__)} if hasattr(caught, "__notes__") else {}  # why, in our own words: for the log, not for the caller
+        _log("refused", trace_id, context, next(iter(caller), None), route=route_key, code=caught.code, **notes)
+        if isinstance(caught, errors.Forbidden):
+            for who in caller:
+                _audit(who, route_key, caught.code, trace_id)
         return caught
     wiring.logger().error("internal error", trace_id=trace_id, route=route_key, exc_info=caught)
     return errors.Internal()
+
+
+def _audit(who: Identity, route_key: str, code: str, trace_id: str) -> None:
+    """A refusal goes to the ledger, as long as there are not too many of them, and never stands in the way of the answer."""
+    with suppress(errors.RateLimited, errors.Unavailable):
+        admission.must_not_lack(wiring.admissions().admit(who, [admission.bucket(who, "audited_refusals")]).lacking)
+        audit_refusal(who, route_key, code, trace_id)
 
 
 def _http_answer(status: int, body: JsonObject, trace_id: str) -> JsonObject:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from adapters import secrets_aws
-from adapters.settings import aws_credentials, aws_region, settings
+from adapters.settings import aws_credentials, aws_region, now_ms, settings
+from heliograph.limits import Limit, overridden
 from heliograph.presence import Heartbeat
 
 if TYPE_CHECKING:
     from aws_lambda_powertools import Logger
 
     from adapters.accounts_mongo import Accounts
+    from adapters.admissions_redis import Admissions
     from adapters.board_redis import Boards
     from adapters.calls_redis import Calls
     from adapters.connections_redis import Connections
+    from adapters.identities_mongo import Identities
+    from adapters.identity_firebase import FirebaseTokens
+    from adapters.identity_oidc import OidcTokens
     from adapters.ledger_mongo import Ledger
     from adapters.links_s3 import Links
     from adapters.live_mongo import SpareLive
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from adapters.pushes_mongo import Pushes
     from adapters.queues_sqs import Queue
     from adapters.rooms_mongo import Rooms
+    from adapters.sessions_mongo import Sessions
     from adapters.streams_mongo import Streams
     from adapters.tickets_mongo import Tickets as SpareTickets
     from adapters.tickets_redis import Tickets
@@ -62,6 +69,18 @@ def connections() -> Connections:
     from adapters.connections_redis import Connections
 
     return Connections(redis())
+
+
+@cache
+def limits() -> Mapping[str, Limit]:
+    return overridden(settings().limits)
+
+
+@cache
+def admissions() -> Admissions:
+    from adapters.admissions_redis import Admissions
+
+    return Admissions(redis())
 
 
 @cache
@@ -106,6 +125,34 @@ def accounts() -> Accounts:
     from adapters.accounts_mongo import Accounts
 
     return Accounts(database())
+
+
+@cache
+def sessions() -> Sessions:
+    from adapters.sessions_mongo import Sessions
+
+    return Sessions(database())
+
+
+@cache
+def identities() -> Identities:
+    from adapters.identities_mongo import Identities
+
+    return Identities(database())
+
+
+@cache
+def oidc_tokens() -> OidcTokens:
+    from adapters.identity_oidc import OidcTokens
+
+    return OidcTokens()
+
+
+@cache
+def firebase_tokens() -> FirebaseTokens:
+    from adapters.identity_firebase import FirebaseTokens
+
+    return FirebaseTokens()
 
 
 @cache
@@ -175,7 +222,8 @@ def fcm() -> Fcm:
 def tokens() -> Tokens:
     from adapters.tokens_jwt import Tokens
 
-    return Tokens(secrets_aws.read_secret(settings().token_keys_secret_id), issuer=settings().issuer, audience=settings().audience)
+    secret_id = settings().token_keys_secret_id
+    return Tokens(lambda: secrets_aws.read_secret_now(secret_id), now_ms, issuer=settings().issuer, audience=settings().audience)
 
 
 @cache

@@ -21,7 +21,7 @@ class Close:
     """Close one socket."""
 
     connection_id: str
-    reason: Literal["connected_elsewhere", "signed_out"]
+    reason: Literal["connected_elsewhere", "signed_out", "token_expired"]
 
 
 @dataclass(frozen=True, slots=True)

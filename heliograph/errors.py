@@ -9,6 +9,7 @@
         TokenExpired       401
         TokenInvalid       401
         CredentialsInvalid 401
+        IdentityRefused    401   an identity token or a service's assertion that is not accepted
       Forbidden            403   known, but the token lacks the scope
       NotFound             404   unknown, or not yours: the same answer
       Conflict             409
@@ -96,6 +97,11 @@ class TokenInvalid(Unauthenticated):
 class CredentialsInvalid(Unauthenticated):
     code = "credentials_invalid"
     sentence = "Login or password is wrong."
+
+
+class IdentityRefused(Unauthenticated):
+    code = "identity_refused"
+    sentence = "The identity token was not accepted; sign in with your identity provider again."
 
 
 class Forbidden(HeliographError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from heliograph.access import Resource, authorise
+from heliograph.auth import Identity
 from heliograph.errors import NotFound
 from heliograph.shapes import JsonObject
 
@@ -29,6 +31,10 @@ class Room:
 
     def has(self, account_id: str) -> bool:
         return any(member.account_id == account_id for member in self.members)
+
+    def as_resource(self, account_id: str | None = None) -> Resource:
+        """The room, or something in it that belongs to this account, as a decision about access sees it."""
+        return Resource(self.tenant_id, frozenset(member.account_id for member in self.members), account_id)
 
     def as_json(self, head: int) -> JsonObject:
         """The answer of the REST API."""
@@ -63,10 +69,11 @@ class Roster:
         return {"roster_epoch": self.epoch, "roster_version": self.version}
 
 
-def entered(room: Room | None, account_id: str) -> Room:
-    """The room, if this account is a member; NotFound otherwise, the same for unknown and foreign rooms."""
-    if room is None or not room.has(account_id):
-        raise NotFound
+def entered(room: Room | None, who: Identity, action: str) -> Room:
+    """The room, if the caller may do this in it; NotFound otherwise, the same for unknown and foreign rooms."""
+    authorise(who, action, room.as_resource() if room else None)
+    if room is None:
+        raise NotFound  # authorise did already
     return room
 
 

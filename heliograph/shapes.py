@@ -164,7 +164,7 @@ def id_of(prefix: str) -> Text:
 
 _MS = Whole()
 _TENANT = Text(max=32, pattern=TENANT_PATTERN)
-_ACCOUNT, _DEVICE, _ROOM, _CALL, _MEDIA = (id_of(prefix) for prefix in ("acc", "dev", "room", "call", "med"))
+_ACCOUNT, _DEVICE, _ROOM, _CALL, _MEDIA, _SESSION = (id_of(prefix) for prefix in ("acc", "dev", "room", "call", "med", "ses"))
 _SDP = Text(max=24_000)
 _TO = Shape({"account_id": _ACCOUNT}, {"device_id": _DEVICE})
 _NEGOTIATION = Text(max=64, pattern=r"[A-Za-z0-9_-]{1,64}")
@@ -175,6 +175,14 @@ _STATUS = Text(max=16, choices=("online", "away", "busy", "on_a_call", "offline"
 _MEMBER = Shape({"account_id": _ACCOUNT, "role": Text(max=16)}, is_open=True)
 _ROOM_ANSWER = Shape({"room_id": _ROOM, "name": Text(max=100), "members": ListOf(_MEMBER, max=1000), "epoch": Text(max=64), "head": Whole()}, is_open=True)
 _OPAQUE = Text(max=8192)
+_REFRESH_TOKEN = Text(max=256)
+_SIGNED_IN: dict[str, Type] = {
+    "token_type": Text(max=10),
+    "expires_at_ms": _MS,
+    "tenant_id": _TENANT,
+    "account_id": _ACCOUNT,
+    "device_id": _DEVICE,
+}
 _TEXT = Text(max=4000)
 TRACE_ID = Text(min=16, max=64, pattern=_TRACE_ID.pattern)
 _EPOCH = Text(max=64)
@@ -218,10 +226,16 @@ SHAPES: dict[str, Shape] = {
         },
     ),
     "Ping": Shape({}, {"rooms": ListOf(Shape({"room_id": _ROOM}, {"epoch": Text(max=64), "offset": Whole()}), max=50)}),
+    "Reauth": Shape({"access_token": Text(max=4096)}),
     "PresenceStatus": Shape({"status": Text(max=16, choices=("online", "away", "busy", "on_a_call"))}),
     # bodies and queries of REST
     "SignIn": Shape({"tenant_id": _TENANT, "login": Text(max=200), "password": Text(max=200), "device_id": _DEVICE}),
-    "Refresh": Shape({"refresh_token": Text(max=200)}),
+    "IdentitySignIn": Shape({"tenant_id": _TENANT, "id_token": Text(max=8192), "device_id": _DEVICE}),
+    "ServiceSignIn": Shape({"assertion": Text(max=4096), "device_id": _DEVICE}),
+    "Refresh": Shape({"refresh_token": _REFRESH_TOKEN}),
+    "OneDevice": Shape({}, {"device_id": _DEVICE}),
+    "NewRole": Shape({"role": Text(max=16, choices=("member", "moderator", "admin"))}),
+    "AuditPosition": Shape({}, {"after": Text(max=16, pattern="[0-9]{1,15}"), "limit": Text(max=4, pattern="[0-9]{1,4}")}),
     "NewRoom": Shape({"room_id": _ROOM, "name": Text(max=100), "member_ids": ListOf(_ACCOUNT, max=200)}),
     "Page": Shape({}, {"limit": Text(max=4, pattern="[0-9]{1,4}"), "cursor": Text(max=200)}),
     "Position": Shape({}, {"epoch": Text(max=64), "after": Text(max=16, pattern="[0-9]{1,15}"), "limit": Text(max=4, pattern="[0-9]{1,4}")}),
@@ -241,12 +255,32 @@ SHAPES: dict[str, Shape] = {
     "TokenPair": Shape(
         {
             "access_token": _OPAQUE,
-            "refresh_token": Text(max=200),
-            "token_type": Text(max=10),
-            "expires_at_ms": _MS,
-            "tenant_id": _TENANT,
-            "account_id": _ACCOUNT,
-            "device_id": _DEVICE,
+            "refresh_token": _REFRESH_TOKEN,
+            **_SIGNED_IN,
+        },
+        is_open=True,
+    ),
+    "AccessToken": Shape({"access_token": _OPAQUE, **_SIGNED_IN}, is_open=True),
+    "SessionList": Shape(
+        {
+            "sessions": ListOf(
+                Shape({"sid": _SESSION, "device_id": _DEVICE, "signed_in_at_ms": _MS, "refreshed_at_ms": _MS, "is_current": Flag()}, is_open=True), max=1000
+            )
+        },
+        is_open=True,
+    ),
+    "SessionsEnded": Shape({"ended": Whole()}, is_open=True),
+    "AccountRole": Shape({"account_id": _ACCOUNT, "role": Text(max=16)}, is_open=True),
+    "AuditPage": Shape(
+        {
+            "entries": ListOf(
+                Shape(
+                    {"seq": Whole(min=1), "at_ms": _MS, "kind": Text(max=64), "actor": Text(max=256), "subject": Text(max=256), "detail": Shape(is_open=True)},
+                    is_open=True,
+                ),
+                max=1000,
+            ),
+            "head": Whole(),
         },
         is_open=True,
     ),
@@ -274,6 +308,7 @@ SHAPES: dict[str, Shape] = {
             "heartbeat_s": Whole(min=1),
             "heartbeat_call_s": Whole(min=1),
             "reconnect_by_ms": _MS,
+            "auth_expires_at_ms": _MS,
             "presence": ListOf(_PRESENCE, max=10_000),
         },
         is_open=True,

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Coroutine
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from adapters.settings import PREFIX, Settings
 from local.gateway_limits import Limits
 from local.services import LocalError, files_note, raise_file_limit
 from local.stack import Stack
@@ -60,8 +62,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="how much faster a socket's idle time (10 min) and life (2 h) pass: with 60 one minute of the gateway is a second (%(default)g)",
     )
     parser.add_argument("--data", type=Path, default=Path(".local"), help="folder for data, secrets, logs and endpoints.json (default: .local)")
+    parser.add_argument(
+        "--set", action="append", default=[], type=_setting, metavar="NAME=VALUE", help="a setting of the functions (docs/settings.md), e.g. ACCESS_TOKEN_S=60"
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but failures")
     return parser.parse_args(argv)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    """NAME=VALUE; ValueError unless it is one."""
+    name, equals, value = text.partition("=")
+    if not equals or PREFIX + name.upper() not in {PREFIX + item.name.upper() for item in fields(Settings)}:
+        raise ValueError
+    return name.upper(), value
 
 
 def _scale(text: str) -> float:
@@ -79,7 +92,7 @@ async def run(options: argparse.Namespace) -> int:
     if note := files_note(raise_file_limit()):
         console.print(note)
     limits = Limits(time_scale=options.time_scale)
-    stack = Stack(options.data, in_process=options.in_process, redis_mode=options.redis, limits=limits, report=progress.report)
+    stack = Stack(options.data, in_process=options.in_process, redis_mode=options.redis, limits=limits, settings=dict(options.set), report=progress.report)
     async with contextlib.AsyncExitStack() as cleanup:
         try:
             with Live(get_renderable=progress.table, console=console, refresh_per_second=8, transient=True):
@@ -139,6 +152,7 @@ def endpoints_table(endpoints: dict[str, Any]) -> Table:
         "relay": endpoints["relay"]["url"],
         "relay statistics": endpoints["relay"]["stats_url"],
         "stub push server": endpoints["push_stub_url"],
+        "stub identity provider": endpoints["identity_url"],
         "Redis": endpoints["redis_url"],
         "MongoDB": endpoints["mongodb_uri"],
     }

@@ -16,7 +16,7 @@ from functions.routes import Function
 from local.gateway_admin import AdminApi
 from local.gateway_connections import ConnectionsApi
 from local.gateway_faults import Faults
-from local.gateway_http import HttpApi
+from local.gateway_http import PARSER_BYTES, HttpApi
 from local.gateway_limits import Invoke, Limits, Throttle
 from local.gateway_sockets import SocketApi
 
@@ -46,7 +46,7 @@ class Gateway:
 
     async def start(self, host: str = "127.0.0.1", http_port: int = 0, socket_port: int = 0, admin_port: int = 0) -> None:
         """Listen; port 0 takes a free one. The admin endpoint is on loopback whatever the host."""
-        server = web.Server(self._handle, request_factory=self._request)
+        server = web.Server(self._handle, request_factory=self._request, max_line_size=PARSER_BYTES, max_field_size=PARSER_BYTES)
         self._runner = web.ServerRunner(server, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         await web.TCPSite(self._runner, host, http_port, backlog=1024).start()

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 CORS_HEADERS: Final = ("authorization", "content-type", "idempotency-key", "traceparent", "x-trace-id")
 CORS_METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 CORS_MAX_AGE_S: Final = 300
+PARSER_BYTES: Final = 1024 * 1024  # what the HTTP parser lets pass as one line: far above our limit, so that ours answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,9 @@ class HttpApi:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """One request."""
         origin, request_id = request.headers.get("origin"), str(uuid.uuid4())
-        if request.method == "OPTIONS" and self._allow_origins and origin and "access-control-request-method" in request.headers:
+        if _head_bytes(request) > self._limits.http_head_bytes:
+            answer = events.http_refusal(431, "Request Header Fields Too Large")
+        elif request.method == "OPTIONS" and self._allow_origins and origin and "access-control-request-method" in request.headers:
             answer = events.HttpAnswer(204)
         else:
             try:
@@ -129,6 +132,12 @@ class HttpApi:
         if not is_authorized:
             raise _Refused(events.http_refusal(403, "Forbidden"))
         return {"lambda": context}
+
+
+def _head_bytes(request: web.BaseRequest) -> int:
+    """The request line and the values of all headers, as API Gateway's quota counts them."""
+    line = f"{request.method} {request.raw_path} HTTP/{request.version.major}.{request.version.minor}"
+    return len(line.encode("utf-8", "surrogateescape")) + sum(len(value) for _, value in request.raw_headers)
 
 
 def _forwarded(request: web.BaseRequest) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 Sources: API Gateway developer guide, "Quotas for configuring and running a WebSocket API", "Quotas for configuring and running an HTTP API", "API Gateway
 account-level quotas per Region" (10,000 requests a second and a bucket of 5,000, shared by HTTP, WebSocket and callback APIs), "Protecting your WebSocket API".
+The HTTP APIs' page bounds the "total combined size of request line and header values" (10,240 bytes); that of WebSocket APIs names no such quota.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Limits:
     timeouts and rates stay as they are, because functions and clients live on the real clock.
     """
 
+    http_head_bytes: int = 10_240  # request line and header values; names are not counted
     http_body_bytes: int = 10 * 1024 * 1024
     http_timeout_s: float = 30
     socket_timeout_s: float = 29

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from adapters import mongo_client
 from adapters.accounts_mongo import Account, Accounts
+from adapters.identities_mongo import Identities
 from adapters.migrations_mongo import migrate
 from adapters.passwords_argon2 import hashed
 from adapters.settings import now_ms
+from heliograph.identities import Provider
 from heliograph.ids import new_id
 
 
@@ -23,11 +25,15 @@ class SampleUser:
     role: str
 
 
-_SAMPLES = (("ana", "acme", "member"), ("ben", "acme", "member"), ("olga", "acme", "admin"), ("mallory", "globex", "member"))
+SAMPLE_TENANT = "acme"
+_SAMPLES = (("ana", SAMPLE_TENANT, "member"), ("ben", SAMPLE_TENANT, "member"), ("olga", SAMPLE_TENANT, "admin"), ("mallory", "globex", "member"))
 
 
-def seed(mongodb_uri: str, database: str, passwords: Mapping[str, str] | None = None) -> list[SampleUser]:
-    """Creates collections, indexes and the sample accounts; a known account keeps its id. Passwords default to `<login>-on-a-hill`."""
+def seed(mongodb_uri: str, database: str, providers: Iterable[Provider] = (), passwords: Mapping[str, str] | None = None) -> list[SampleUser]:
+    """Creates collections, indexes, the sample accounts and the trust in these providers; a known account keeps its id.
+
+    Passwords default to `<login>-on-a-hill`.
+    """
     db = mongo_client.connect(mongodb_uri, database)
     migrate(db)
     accounts, users = Accounts(db), []
@@ -38,5 +44,7 @@ def seed(mongodb_uri: str, database: str, passwords: Mapping[str, str] | None = 
         if known is None:
             accounts.put(Account(tenant_id, account_id, login, hashed(password), role))
         users.append(SampleUser(login, password, tenant_id, account_id, role))
+    for provider in providers:
+        Identities(db).put_provider(provider)
     db.client.close()
     return users

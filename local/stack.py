@@ -16,24 +16,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+from adapters.settings import PREFIX
 from adapters.sigv4 import Credentials
 from functions.routes import FUNCTIONS
-from local import demo, service_aws, service_mongo, service_redis
+from heliograph.identities import FIREBASE_ISSUER, Provider
+from local import demo, identity_stub, service_aws, service_mongo, service_redis
 from local.aws_gate import AwsGate
 from local.gateway import Gateway
 from local.gateway_limits import Limits
+from local.identity_stub import IdentityStub
 from local.lambdas import Lambdas
 from local.push_stub import PushStub
 from local.queues import QueuePoller
 from local.schedules import Schedules
-from local.seed import seed
+from local.seed import SAMPLE_TENANT, seed
 from local.services import HOST, LocalError, choose_ports, ping_http, ping_stun, read_json, write_private_json
 from local.supervisor import Child, Supervisor, end_stale
 
 STAGE: Final = "local"
 DATABASE: Final = "heliograph"
 REALM: Final = "heliograph"
-_PORTS: Final = ("rest", "socket", "admin", "gate", "moto", "redis", "mongo", "relay", "relay_stats", "hub_stats", "push_stub", "demo")
+ONE_MACHINE: Final = "address=5000/1000,sign_in=5000/1000,password=5000/1000"  # everybody has one address here, and few names
+_PORTS: Final = ("rest", "socket", "admin", "gate", "moto", "redis", "mongo", "relay", "relay_stats", "hub_stats", "push_stub", "identity", "demo")
 _WARM: Final = ("authorizer", "tokens", "ws_connect", "signal")
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _OURS: Final = ("HELIOGRAPH_REDIS_URL", "HELIOGRAPH_REDIS_SERVER", service_mongo.URI_ENVIRONMENT)
@@ -44,7 +48,8 @@ Report = Callable[[str, str], None]
 class Stack:
     """One data folder, one stack. `report` hears (service, state); states start with "starting", end with "ready".
 
-    `redis_mode` cluster starts three nodes, or says that the server named in HELIOGRAPH_REDIS_URL is a cluster. `limits` are the gateway's.
+    `redis_mode` cluster starts three nodes, or says that the server named in HELIOGRAPH_REDIS_URL is a cluster. `limits` are the gateway's,
+    `settings` (name without prefix -> text) replace those that the laptop gives the functions.
     """
 
     def __init__(
@@ -54,11 +59,13 @@ class Stack:
         in_process: bool = False,
         redis_mode: Literal["single", "cluster"] = "single",
         limits: Limits | None = None,
+        settings: Mapping[str, str] | None = None,
         environ: Mapping[str, str] | None = None,
         report: Report = lambda name, state: None,
     ) -> None:
         self.data_dir, self.in_process, self.report, self.redis_mode, self.limits = data_dir.resolve(), in_process, report, redis_mode, limits
         self._environ = dict(os.environ if environ is None else environ)
+        self._settings = {PREFIX + name: value for name, value in (settings or {}).items()}
         self._cleanup = contextlib.AsyncExitStack()
         self.endpoints: dict[str, Any] = {}
         self.environment: dict[str, str] = {}
@@ -146,6 +153,9 @@ class Stack:
         self.push_stub = PushStub(self.secrets["fcm"])
         self._cleanup.push_async_callback(self.push_stub.close)
         await self.push_stub.start(HOST, self.ports["push_stub"])
+        self.identity = IdentityStub()
+        self._cleanup.push_async_callback(self.identity.close)
+        await self.identity.start(HOST, self.ports["identity"])
         credentials = Credentials(keys["access_key_id"], keys["secret_access_key"])
         self._cleanup.push_async_callback(self._close_lambdas)  # after the gateway: a closed socket still has its $disconnect
         self.gateway = Gateway(
@@ -174,9 +184,15 @@ class Stack:
         if service_mongo.URI_ENVIRONMENT not in self._environ:
             await self.supervisor.start(service_mongo.child(self.ports["mongo"], self.data_dir / "mongo"))
         self.report("sample data", "starting")
-        users = await asyncio.to_thread(seed, self.mongodb_uri, DATABASE)
+        users = await asyncio.to_thread(seed, self.mongodb_uri, DATABASE, self._providers())
         self.report("sample data", "ready")
         return users
+
+    def _providers(self) -> list[Provider]:
+        """Whom the sample tenant trusts: the identity provider of this laptop, as one of OpenID Connect and as a Firebase project."""
+        oidc = Provider(SAMPLE_TENANT, self.identity.url, identity_stub.AUDIENCE, "oidc", self.identity.jwks_uri, "create")
+        firebase = Provider(SAMPLE_TENANT, FIREBASE_ISSUER + identity_stub.PROJECT, identity_stub.PROJECT, "firebase", self.identity.certificates_url, "create")
+        return [oidc, firebase]
 
     async def _start_aws(self) -> None:
         queues = service_aws.queues_of(FUNCTIONS)
@@ -240,10 +256,12 @@ class Stack:
             "HELIOGRAPH_TURN_URLS": f"turn:{HOST}:{self.ports['relay']}?transport=udp",
             "HELIOGRAPH_TURN_REALM": REALM,
             "HELIOGRAPH_PRIVATE_CANDIDATES": "pass",  # everybody is on this machine
+            "HELIOGRAPH_LIMITS": ONE_MACHINE,
             "AWS_REGION": service_aws.REGION,
             "AWS_ACCESS_KEY_ID": keys["access_key_id"],
             "AWS_SECRET_ACCESS_KEY": keys["secret_access_key"],
             **{f"AWS_ENDPOINT_URL_{name}": self.gate.url for name in ("S3", "SQS", "SECRETS_MANAGER", "KMS")},
+            **self._settings,
         }
 
     def _build_endpoints(self, users: list[dict[str, str]]) -> dict[str, Any]:
@@ -261,6 +279,7 @@ class Stack:
             "relay": {**relay, "stats_url": f"http://{HOST}:{self.ports['relay_stats']}/allocations"},
             "hub_stats_url": f"http://{HOST}:{self.ports['hub_stats']}/hub",
             "push_stub_url": self.push_stub.url,
+            "identity_url": self.identity.url,
             "redis_url": self.redis_url,
             "redis_mode": self.redis_mode,
             "mongodb_uri": self.mongodb_uri,

@@ -6,13 +6,20 @@ the edge refuses it before anything else. A socket is refused by the gateway.
 
 from __future__ import annotations
 
+import uuid
+from contextlib import suppress
 from typing import Any
 
 from adapters.settings import now_ms
-from functions import wiring
-from heliograph.auth import ACCESS_TYP, TICKET_TYP, Identity, identity_from
-from heliograph.errors import HeliographError, TokenInvalid, Unauthenticated, Unavailable
+from functions import admission, wiring
+from functions.one_use import is_first_use
+from heliograph.access import authorise, own
+from heliograph.auth import ACCESS_TYP, TICKET_S, TICKET_TYP, Identity, identity_from
+from heliograph.errors import HeliographError, TokenInvalid, Unauthenticated
 from heliograph.messages import TICKET_PREFIX
+
+KEPT_S = 2 * TICKET_S
+CONNECT = "signal:connect"
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -31,6 +38,7 @@ def _http_answer(event: dict[str, Any]) -> dict[str, Any]:
 
 def _socket_policy(event: dict[str, Any]) -> dict[str, Any]:
     try:
+        admission.admit_stranger(admission.address(event["requestContext"]["identity"]["sourceIp"]), "address")
         return _policy("Allow", event["methodArn"], _ticket_owner(event))
     except HeliographError as refusal:
         wiring.logger().info("socket refused", code=refusal.code, request_id=event["requestContext"]["requestId"])
@@ -45,17 +53,20 @@ def _ticket_owner(event: dict[str, Any]) -> Identity:
         raise TokenInvalid
     claims = wiring.tokens().verify(tickets[0], TICKET_TYP)
     identity = identity_from(claims)
-    if not _is_first_use(identity, claims["jti"]):
+    if not is_first_use(identity.tenant_id, identity.account_id, claims["jti"], KEPT_S):
+        _note_second_use(identity, event["requestContext"]["requestId"])
         raise TokenInvalid
-    return identity
+    who = admission.ask(identity, None).admitted(now_ms())  # the session may have ended since the ticket was bought
+    authorise(who, CONNECT, own(who))
+    return who
 
 
-def _is_first_use(identity: Identity, jti: str) -> bool:
-    """Redis says so, or MongoDB while Redis is away: a socket can be opened as long as either answers."""
-    try:
-        return wiring.tickets().take(identity.tenant_id, identity.account_id, jti)
-    except Unavailable:
-        return wiring.spare_tickets().take(identity.tenant_id, identity.account_id, jti, now_ms())
+def _note_second_use(who: Identity, request_id: str) -> None:
+    """Somebody else may have read the ticket: that stands in the ledger."""
+    with suppress(HeliographError):
+        admission.must_not_lack(wiring.admissions().admit(who, [admission.bucket(who, "audited_refusals")]).lacking)
+        detail = {"sid": who.sid, "request_id": request_id, "trace_id": uuid.uuid4().hex}
+        wiring.ledger().record(who.tenant_id, now_ms(), "ticket_refused", who.account_id, who.device_id, detail)
 
 
 def _policy(effect: str, resource: str, identity: Identity | None) -> dict[str, Any]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from functions import edge, wiring
 from functions.edge import Request
-from heliograph.errors import NotFound
+from heliograph.access import Resource, authorise
 from heliograph.push import Target
 from heliograph.shapes import JsonObject
 
 
 def put_push_target(request: Request) -> JsonObject:
     who = request.identity
-    if request.path["device_id"] != who.device_id:
-        raise NotFound
+    authorise(who, request.action, Resource(who.tenant_id, account_id=who.account_id, device_id=request.path["device_id"]))
     target = Target(who.device_id, request.body["target_kind"], request.body["target"])
     wiring.accounts().put_push_target(who.tenant_id, who.account_id, target, request.now_ms)
     return {"device_id": who.device_id, "stored_at_ms": request.now_ms}

@@ -49,7 +49,7 @@ def events(request: Request) -> JsonObject:
 
 
 def _room(request: Request) -> Room:
-    return entered(wiring.rooms().get(request.identity.tenant_id, request.path["room_id"]), request.identity.account_id)
+    return entered(wiring.rooms().get(request.identity.tenant_id, request.path["room_id"]), request.identity, request.action)
 
 
 def _limit(request: Request) -> int:

@@ -50,6 +50,7 @@ def hello(received: Received) -> JsonObject:
             "heartbeat_s": settings().heartbeat_s,
             "heartbeat_call_s": settings().heartbeat_call_s,
             "reconnect_by_ms": received.generation + RECONNECT_BY_MS,
+            "auth_expires_at_ms": who.expires_at_ms,
             "presence": [item.as_json() for item in presences(others, now_ms)],
         },
     )
@@ -116,7 +117,7 @@ def ping(received: Received) -> JsonObject:
 
 def _keep_up(received: Received, room_id: str, had: Position | None) -> None:
     who = received.identity
-    room = entered(wiring.rooms().get(who.tenant_id, room_id), who.account_id)
+    room = entered(wiring.rooms().get(who.tenant_id, room_id), who, "rooms:read")
     own = Participant(received.connection_id, who.account_id, who.device_id)
     come_back(who.tenant_id, room_id, own, received.frame.trace_id, received.now_ms)
     head = wiring.streams().head(room)
@@ -125,7 +126,7 @@ def _keep_up(received: Received, room_id: str, had: Position | None) -> None:
 
 
 def _room(received: Received) -> Room:
-    return entered(wiring.rooms().get(received.identity.tenant_id, received.frame.room), received.identity.account_id)
+    return entered(wiring.rooms().get(received.identity.tenant_id, received.frame.room), received.identity, received.action)
 
 
 def _event(received: Received, name: str, body: JsonObject, room: Room | None = None) -> Event:

@@ -196,6 +196,25 @@ async def test_too_large_a_body_is_413(world: World) -> None:
     assert world.events == []
 
 
+def _padded(line: str, url: str, head_bytes: int) -> dict[str, str]:
+    """Headers that make a request of exactly that many bytes; the client adds Host, Accept, Accept-Encoding and User-Agent only where they are not given."""
+    headers = {"Host": url.removeprefix("http://"), "Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "toy/1"}
+    return headers | {"X-Padding": "x" * (head_bytes - len(line) - sum(map(len, headers.values())))}
+
+
+async def test_request_line_and_header_values_have_10_240_bytes_and_one_more_is_431(world: World) -> None:
+    """Quotas for HTTP APIs: total combined size of request line and header values 10,240 bytes. The status is RFC 6585's, section 5; AWS names none."""
+    assert Limits().http_head_bytes == 10_240
+    refused = (431, '{"message":"Request Header Fields Too Large"}')
+    line = "GET /v1/things HTTP/1.1"
+    assert (await world.ask("GET", "/v1/things", headers=_padded(line, world.url, 10_241)))[:2] == refused
+    assert (await world.ask("GET", "/v1/things?" + "x" * 11_000))[:2] == refused
+    assert (await world.ask("GET", "/v1/things", headers={f"X-{number}": "x" * 200 for number in range(60)}))[:2] == refused
+    assert (await world.ask("GET", "/v1/mine/7", headers={"Authorization": "Bearer " + "x" * 500_000}))[:2] == refused
+    assert world.events == [], "neither the function nor the authorizer is asked"
+    assert (await world.ask("GET", "/v1/things", headers=_padded(line, world.url, 10_240)))[0] == 200
+
+
 # --- Lambda authorizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from adapters import keys, redis_client
-from adapters.accounts_mongo import Account, Accounts, Session
+from adapters.accounts_mongo import Account, Accounts
 from adapters.board_redis import Boards
 from adapters.calls_redis import Calls
 from adapters.connections_redis import Connections
@@ -24,6 +25,7 @@ from adapters.migrations_mongo import migrate
 from adapters.passwords_argon2 import hashed, is_right
 from adapters.pushes_mongo import Pushes
 from adapters.rooms_mongo import Rooms
+from adapters.sessions_mongo import Sessions
 from adapters.settings import Settings, SettingsError, load, now_ms, random_bytes
 from adapters.streams_mongo import Streams
 from adapters.tickets_mongo import Tickets as SpareTickets
@@ -38,6 +40,7 @@ from heliograph.negotiation import Call, Device
 from heliograph.presence import Connection
 from heliograph.push import Target
 from heliograph.rooms import Participant, Room, new_room
+from heliograph.sessions import SECRET_BYTES, Session, begun
 
 
 def made(prefix: str) -> str:
@@ -122,36 +125,45 @@ def test_the_ledger_is_one_chain_under_four_writers_and_a_changed_entry_is_found
     assert first_broken(ledger.entries(tenant_id)) == 7
 
 
-def session_of(tenant_id: str, account_id: str, device_id: str, refresh_hash: str) -> Session:
-    return Session(tenant_id, account_id, device_id, made("ses"), "member", refresh_hash, now_ms() + 60_000)
+def new_session(tenant_id: str, account_id: str, device_id: str) -> Session:
+    return begun(tenant_id, account_id, device_id, made("ses"), "member", now_ms(), secrets.token_bytes(2 * SECRET_BYTES))[0]
 
 
-def test_a_refresh_token_rotates_once_and_its_reuse_ends_the_session(database: Any, tenant_id: str) -> None:
-    accounts, account_id, device_id = Accounts(database), made("acc"), made("dev")
-    first, second, third = (made("evt") for _ in range(3))
-    accounts.start_session(session_of(tenant_id, account_id, device_id, first))
-    rotated = accounts.rotate(first, second, now_ms(), now_ms() + 60_000)
+def test_of_many_who_rotate_a_session_at_once_one_does(database: Any, tenant_id: str) -> None:
+    sessions, session = Sessions(database), new_session(tenant_id, made("acc"), made("dev"))
+    assert sessions.start(session) == []
+    after = replace(session, n=1, refresh_hash="another")
+    with ThreadPoolExecutor(8) as pool:
+        stored = list(pool.map(lambda _: sessions.rotate(after), range(20)))
+    assert [found for found in stored if found] == [after]
+    assert sessions.get(tenant_id, session.account_id, session.sid) == after
+
+
+def test_an_ended_session_cannot_be_rotated_and_its_end_is_claimed_by_one_trace_until_it_is_forgotten(database: Any, tenant_id: str) -> None:
+    sessions, session = Sessions(database), new_session(tenant_id, made("acc"), made("dev"))
+    sessions.start(session)
+    owner = (tenant_id, session.account_id, session.sid)
+    assert sessions.claim_ending(*owner, "first")
+    assert not sessions.claim_ending(*owner, "second")
+    assert sessions.claim_ending(*owner, "first"), "who died before the end was in the ledger does it again"
+    assert (sessions.get(*owner), sessions.rotate(replace(session, n=1)), sessions.of_account(tenant_id, session.account_id)) == (None, None, [])
+    sessions.forget(*owner)
+    assert not sessions.claim_ending(*owner, "first")
+
+
+def test_signing_in_again_names_the_devices_earlier_session_and_no_other(database: Any, tenant_id: str) -> None:
+    sessions, account_id, device_id = Sessions(database), made("acc"), made("dev")
+    first, other, second = (new_session(tenant_id, account_id, device) for device in (device_id, made("dev"), device_id))
+    assert (sessions.start(first), sessions.start(other), sessions.start(second)) == ([], [], [first])
+
+
+def test_a_rotation_does_not_undo_a_role_that_changed_meanwhile(database: Any, tenant_id: str) -> None:
+    sessions, session = Sessions(database), new_session(tenant_id, made("acc"), made("dev"))
+    sessions.start(session)
+    sessions.set_role(tenant_id, session.account_id, "moderator")
+    rotated = sessions.rotate(replace(session, n=1))
     assert rotated is not None
-    assert rotated.account_id == account_id
-    assert accounts.rotate(first, third, now_ms(), now_ms() + 60_000) is None
-    assert accounts.rotate(second, third, now_ms(), now_ms() + 60_000) is None, "the reuse must have ended the session"
-
-
-def test_an_expired_refresh_token_is_refused(database: Any, tenant_id: str) -> None:
-    accounts, token = Accounts(database), made("evt")
-    accounts.start_session(session_of(tenant_id, made("acc"), made("dev"), token))
-    assert accounts.rotate(token, made("evt"), now_ms() + 120_000, 0) is None
-    assert accounts.rotate(token, made("evt"), now_ms(), 0) is not None
-
-
-def test_signing_in_again_ends_the_devices_earlier_session_and_no_other(database: Any, tenant_id: str) -> None:
-    accounts, account_id, device_id = Accounts(database), made("acc"), made("dev")
-    first, other, second = (made("evt") for _ in range(3))
-    accounts.start_session(session_of(tenant_id, account_id, device_id, first))
-    accounts.start_session(session_of(tenant_id, account_id, made("dev"), other))
-    accounts.start_session(session_of(tenant_id, account_id, device_id, second))
-    answers = [accounts.rotate(token, made("evt"), now_ms(), 0) is not None for token in (first, other, second)]
-    assert answers == [False, True, True]
+    assert rotated.role == "moderator"
 
 
 def test_an_account_is_found_in_its_own_tenant_alone(database: Any, tenant_id: str) -> None:
@@ -159,7 +171,9 @@ def test_an_account_is_found_in_its_own_tenant_alone(database: Any, tenant_id: s
     account = Account(tenant_id, made("acc"), "ana", hashed("right"), "member")
     accounts.put(account)
     assert accounts.by_login(tenant_id, "ana") == account
+    assert accounts.by_id(tenant_id, account.account_id) == account
     assert accounts.by_login(tenant_id + "x", "ana") is None
+    assert accounts.by_id(tenant_id + "x", account.account_id) is None
     assert accounts.known(tenant_id, [account.account_id, made("acc")]) == {account.account_id}
     assert accounts.known(tenant_id + "x", [account.account_id]) == set()
 
@@ -280,7 +294,7 @@ def test_connections_come_and_go_per_account_and_every_key_has_a_ttl(redis_serve
     assert (is_new, roster.version, roster.participants) == (True, 1, (participant,))
     assert connections.enter_room(tenant_id, "room", participant) == (False, roster)
     assert connections.in_room(tenant_id, "room") == [participant]
-    Tickets(redis_server).take(tenant_id, "acc", "jti")
+    Tickets(redis_server).take(tenant_id, "acc", "jti", 60)
     Boards(redis_server).put(tenant_id, "acc", "dev", "call", State(rung=7))
     held = list(redis_server.scan_iter(f"hg:{{{tenant_id}/*"))
     assert len(held) == 8
@@ -343,14 +357,14 @@ def test_a_store_that_hangs_costs_one_time_out_and_not_one_per_command(tenant_id
 def test_a_ticket_is_taken_once(redis_server: Any, tenant_id: str) -> None:
     tickets = Tickets(redis_server)
     with ThreadPoolExecutor(8) as pool:
-        assert sorted(pool.map(lambda _: tickets.take(tenant_id, "acc", "jti"), range(8))) == [False] * 7 + [True]
+        assert sorted(pool.map(lambda _: tickets.take(tenant_id, "acc", "jti", 60), range(8))) == [False] * 7 + [True]
 
 
 def test_a_ticket_is_taken_once_in_mongodb_too(database: Any, tenant_id: str) -> None:
     tickets = SpareTickets(database)
     with ThreadPoolExecutor(8) as pool:
-        assert sorted(pool.map(lambda _: tickets.take(tenant_id, "acc", "jti", now_ms()), range(8))) == [False] * 7 + [True]
-    assert tickets.take(tenant_id, "acc", "another", now_ms())
+        assert sorted(pool.map(lambda _: tickets.take(tenant_id, "acc", "jti", 60, now_ms()), range(8))) == [False] * 7 + [True]
+    assert tickets.take(tenant_id, "acc", "another", 60, now_ms())
     assert database.used_tickets.index_information()["expires_at_1"]["expireAfterSeconds"] == 0
 
 

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from adapters.settings import now_ms
-from adapters.tokens_jwt import LEEWAY_S, Tokens
-from heliograph.auth import ACCESS_TYP, SCOPES, TICKET_TYP, Identity, claims_for
-from heliograph.errors import TokenExpired, TokenInvalid
+from adapters.tokens_jwt import ASKED_AGAIN_S, FRESH_S, Tokens
+from heliograph.auth import ACCESS_TYP, LEEWAY_S, SCOPES, TICKET_TYP, Identity, claims_for
+from heliograph.errors import TokenExpired, TokenInvalid, Unavailable
 
-WHO = Identity("acme", "acc_" + "0" * 32, "dev_" + "0" * 32, "ses_" + "0" * 32, "member", " ".join(SCOPES["member"]))
+WHO = Identity("acme", "acc_" + "0" * 32, "dev_" + "0" * 32, "ses_" + "0" * 32, "member", " ".join(SCOPES["member"]), 1, 2)
 
 
 def pem(key: ec.EllipticCurvePrivateKey) -> str:
@@ -26,11 +26,12 @@ def pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 KEY, OTHER = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-TOKENS = Tokens({"current": {"kid": "k1", "private_pem": pem(KEY)}, "previous": None}, issuer="https://i", audience="heliograph")
+KEYS = {"current": {"kid": "k1", "private_pem": pem(KEY)}, "previous": None}
+TOKENS = Tokens(lambda: KEYS, now_ms, issuer="https://i", audience="heliograph")
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    fresh = claims_for(WHO, issuer="https://i", audience="heliograph", now_ms=now_ms(), lifetime_s=60, jti="j")
+    fresh = claims_for(WHO, issuer="https://i", audience="heliograph", now_ms=now_ms(), lifetime_s=30, jti="j")
     return {name: value for name, value in (fresh | changes).items() if value is not None}
 
 
@@ -72,6 +73,13 @@ ATTACKS: dict[str, Callable[[], str]] = {
     "kid that is a path": lambda: signed(claims(), kid="../../dev/null"),
     "kid that is not text": lambda: with_header(b'{"alg":"ES256","typ":"at+jwt","kid":["k1"]}'),
     "key by jku": lambda: signed(claims(), key=OTHER, jku="https://evil/keys"),
+    "jku beside our own key": lambda: signed(claims(), jku="https://evil/keys"),
+    "x5u beside our own key": lambda: signed(claims(), x5u="https://evil/cert"),
+    "a critical header": lambda: signed(claims(), crit=["exp"]),
+    "a life longer than ours": lambda: signed(claims(exp=now_ms() // 1000 + 10**6)),
+    "made in the future": lambda: signed(claims(iat=now_ms() // 1000 + 600, exp=now_ms() // 1000 + 700)),
+    "exp that is text": lambda: signed(claims(exp="soon")),
+    "longer than any of ours": lambda: signed(claims(scope="x" * 5000)),
     "a ticket as access token": lambda: signed(claims(), typ=TICKET_TYP),
     "plain JWT typ": lambda: signed(claims(), typ="JWT"),
     "no exp": lambda: signed(claims(exp=None)),
@@ -101,13 +109,69 @@ def test_an_expired_token_says_so_and_a_ticket_has_no_leeway() -> None:
         TOKENS.verify(signed(claims(exp=now - 1), typ=TICKET_TYP), TICKET_TYP)
 
 
+class Vault:
+    """Keys that are rotated while somebody holds a copy."""
+
+    def __init__(self, keys: dict[str, Any]) -> None:
+        self.keys, self.reads, self.at_ms = keys, 0, now_ms()
+        self.tokens = Tokens(self.read, lambda: self.at_ms, issuer="https://i", audience="heliograph")
+
+    def read(self) -> dict[str, Any]:
+        self.reads += 1
+        if not self.keys:
+            raise Unavailable
+        return self.keys
+
+
+ROTATED = {"current": {"kid": "k2", "private_pem": pem(OTHER)}, "previous": KEYS["current"]}
+
+
 def test_the_previous_key_still_verifies_and_the_current_one_signs() -> None:
-    rotated = Tokens(
-        {"current": {"kid": "k2", "private_pem": pem(OTHER)}, "previous": {"kid": "k1", "private_pem": pem(KEY)}}, issuer="https://i", audience="heliograph"
-    )
+    rotated = Vault(ROTATED).tokens
     assert rotated.verify(signed(claims()), ACCESS_TYP)["jti"] == "j"
     assert jwt.get_unverified_header(rotated.sign(claims(), ACCESS_TYP))["kid"] == "k2"
     assert {key["kid"] for key in rotated.key_set()["keys"]} == {"k1", "k2"}
+
+
+def test_a_process_that_holds_old_keys_learns_of_a_rotation_from_the_first_token_and_signs_with_the_new_key_within_five_minutes() -> None:
+    vault = Vault(KEYS)
+    vault.keys = ROTATED
+    vault.at_ms += ASKED_AGAIN_S * 1000 + 1
+    assert vault.tokens.verify(signed(claims(), key=OTHER, kid="k2"), ACCESS_TYP)["jti"] == "j"
+    behind = Vault(KEYS)
+    behind.keys = ROTATED
+    assert jwt.get_unverified_header(behind.tokens.sign(claims(), ACCESS_TYP))["kid"] == "k1"
+    behind.at_ms += FRESH_S * 1000 + 1
+    assert jwt.get_unverified_header(behind.tokens.sign(claims(), ACCESS_TYP))["kid"] == "k2"
+
+
+def test_a_withdrawn_key_is_forgotten_within_five_minutes_by_those_who_only_verify() -> None:
+    vault = Vault(ROTATED)
+    vault.keys = {"current": ROTATED["current"], "previous": None}
+    old = signed(claims())
+    assert vault.tokens.verify(old, ACCESS_TYP)["jti"] == "j"
+    vault.at_ms += FRESH_S * 1000 + 1
+    with pytest.raises(TokenInvalid):
+        vault.tokens.verify(old, ACCESS_TYP)
+    assert vault.tokens.verify(signed(claims(), key=OTHER, kid="k2"), ACCESS_TYP)["jti"] == "j"
+
+
+def test_keys_that_cannot_be_read_again_go_on_and_are_asked_for_once_in_a_while() -> None:
+    vault = Vault(KEYS)
+    vault.at_ms += FRESH_S * 1000 + 1
+    vault.keys = {}
+    for _ in range(5):
+        assert vault.tokens.verify(signed(claims()), ACCESS_TYP)["jti"] == "j"
+    assert vault.reads == 2
+
+
+def test_unknown_kids_make_a_process_read_the_keys_at_most_once_in_five_seconds() -> None:
+    vault = Vault(KEYS)
+    vault.at_ms += ASKED_AGAIN_S * 1000 + 1
+    for number in range(50):
+        with pytest.raises(TokenInvalid):
+            vault.tokens.verify(signed(claims(), kid=f"guess-{number}"), ACCESS_TYP)
+    assert vault.reads == 2, "once at the start, once for all guesses"
 
 
 def test_the_published_keys_verify_our_tokens_and_hold_nothing_private() -> None:

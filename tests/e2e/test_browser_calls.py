@@ -335,7 +335,7 @@ def signed_again(stack: RunningStack, ticket: str, **changes: object) -> str:
     """The ticket with other claims, signed by the stack's own key."""
     keys = json.loads((stack.data_dir / "secrets.json").read_text())["token_keys"]
     claims = jwt.decode(ticket, options={"verify_signature": False})
-    return Tokens(keys, issuer=claims["iss"], audience=claims["aud"]).sign(claims | {"jti": secrets.token_hex(8)} | changes, TICKET_TYP)
+    return Tokens(lambda: keys, now_ms, issuer=claims["iss"], audience=claims["aud"]).sign(claims | {"jti": secrets.token_hex(8)} | changes, TICKET_TYP)
 
 
 def forged(ticket: str) -> str:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import aiohttp
+import jwt
 import pytest
 
+from adapters import aws_json
 from adapters.ledger_mongo import Ledger
+from adapters.secrets_aws import read_secret_now
 from tests.conftest import Stores
+from tests.integration.test_sessions_stack import Sessions, closing, own_stack, person_of
 from tests.running import ROOT, RunningStack
 
 
@@ -57,19 +66,8 @@ def test_without_a_place_to_find_mongodb_it_says_what_to_name() -> None:
 
 
 def test_dead_letters_go_back_to_their_queue(stack: RunningStack) -> None:
-    from adapters import aws_json
-
-    endpoints = stack.endpoints()
-    environment = {
-        "AWS_REGION": endpoints["aws"]["region"],
-        "AWS_ACCESS_KEY_ID": endpoints["aws"]["access_key_id"],
-        "AWS_SECRET_ACCESS_KEY": endpoints["aws"]["secret_access_key"],
-        "AWS_ENDPOINT_URL_SQS": endpoints["sqs_url"],
-    }
-    dead = endpoints["dead_letter_queue_url"]
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in environment.items():
-            patched.setenv(name, value)
+    dead = stack.endpoints()["dead_letter_queue_url"]
+    with aws_of(stack) as environment:
         for number in range(3):
             aws_json.call("sqs", "AmazonSQS.SendMessage", {"QueueUrl": dead, "MessageBody": json.dumps({"number": number})})
         other = dead.replace("notifications-dead", "timers-dead")
@@ -77,3 +75,78 @@ def test_dead_letters_go_back_to_their_queue(stack: RunningStack) -> None:
         assert (code, json.loads(out or "{}")) == (0, {"moved": 3}), err
         assert aws_json.call("sqs", "AmazonSQS.ReceiveMessage", {"QueueUrl": other, "MaxNumberOfMessages": 10})["Messages"]
         assert not aws_json.call("sqs", "AmazonSQS.ReceiveMessage", {"QueueUrl": dead}).get("Messages")
+
+
+@contextmanager
+def aws_of(stack: RunningStack) -> Iterator[dict[str, str]]:
+    """The environment in which AWS and MongoDB are the stack's, for the command and for this process."""
+    endpoints = stack.endpoints()
+    environment = {
+        "AWS_REGION": endpoints["aws"]["region"],
+        "AWS_ACCESS_KEY_ID": endpoints["aws"]["access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": endpoints["aws"]["secret_access_key"],
+        "AWS_ENDPOINT_URL_SQS": endpoints["sqs_url"],
+        "AWS_ENDPOINT_URL_SECRETS_MANAGER": endpoints["secrets_manager_url"],
+        "HELIOGRAPH_MONGODB_URI": endpoints["mongodb_uri"],
+    }
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        yield environment
+
+
+async def test_an_operator_signs_a_device_out_and_its_socket_is_closed(stack: RunningStack) -> None:
+    async with aiohttp.ClientSession() as http:
+        wire = Sessions(stack, http)
+        one, two = person_of(await wire.pair("mallory")), person_of(await wire.pair("mallory"))
+        queue_url = stack.endpoints()["notifications_queue_url"].replace("notifications", "timers")
+        argv = ("revoke", "--tenant", "globex", "--timers-queue-url", queue_url, "--account", one.account_id, "--device", one.device_id)
+        async with wire.greeted(one) as ws:
+            with aws_of(stack) as environment:
+                code, out, err = await asyncio.to_thread(admin, *argv, environment=environment)
+            assert (code, json.loads(out or "{}")) == (0, {"tenant_id": "globex", "queued": 1}), err
+            assert await closing(ws) == "signed_out"
+        assert (await wire.rest("GET", "/v1/rooms", headers=one.headers))[1]["code"] == "token_invalid"
+        assert (await wire.rest("GET", "/v1/rooms", headers=two.headers))[0] == 200
+
+
+async def test_an_operator_signs_a_whole_tenant_out(tmp_path: Path) -> None:
+    async with own_stack(tmp_path) as wire:
+        people = [person_of(await wire.pair(login)) for login in ("ana", "ben", "mallory")]
+        queue_url = wire.endpoints["notifications_queue_url"].replace("notifications", "timers")
+        with aws_of(wire.stack) as environment:
+            code, out, err = await asyncio.to_thread(admin, "revoke", "--tenant", "acme", "--timers-queue-url", queue_url, "--all", environment=environment)
+        assert (code, json.loads(out or "{}").get("queued")) == (0, 2), err
+        async with asyncio.timeout(10):
+            while (await wire.rest("GET", "/v1/rooms", headers=people[1].headers))[0] == 200:  # noqa: ASYNC110 - another process does it
+                await asyncio.sleep(0.1)
+        codes = [(await wire.rest("GET", "/v1/rooms", headers=person.headers))[0] for person in people]
+        assert codes == [401, 401, 200], "the other tenant is not touched"
+
+
+async def test_keys_rotate_without_signing_anybody_out(tmp_path: Path) -> None:
+    async with own_stack(tmp_path) as wire:
+        ana = person_of(await wire.pair("ana"))
+        with aws_of(wire.stack) as environment:
+            code, out, err = await asyncio.to_thread(admin, "rotate-keys", "--token-keys-secret", "heliograph/token-keys", environment=environment)
+            assert code == 0, err
+            keys = read_secret_now("heliograph/token-keys")
+        assert json.loads(out) == {"current": keys["current"]["kid"], "previous": keys["previous"]["kid"]}
+        assert (await wire.rest("GET", "/v1/rooms", headers=ana.headers))[0] == 200, "signed by the previous key"
+        claims = jwt.decode(ana.token, options={"verify_signature": False})
+        headers = {"kid": keys["current"]["kid"], "typ": "at+jwt"}
+        fresh = jwt.encode(claims, keys["current"]["private_pem"], algorithm="ES256", headers=headers)
+        forged = jwt.encode(claims, keys["current"]["private_pem"], algorithm="ES256", headers=headers | {"kid": "k-unknown"})
+        async with asyncio.timeout(20):
+            while (await wire.rest("GET", "/v1/rooms", headers={"Authorization": f"Bearer {fresh}"}))[0] != 200:  # noqa: ASYNC110 - another process does it
+                await asyncio.sleep(0.5)  # a function asks for keys that it does not know at most once in five seconds
+        assert (await wire.rest("GET", "/v1/rooms", headers={"Authorization": f"Bearer {forged}"}))[0] == 401
+
+
+def test_an_empty_secret_gets_its_first_key_and_previous_keys_can_be_forgotten(stack: RunningStack) -> None:
+    with aws_of(stack) as environment:
+        aws_json.call("secretsmanager", "secretsmanager.CreateSecret", {"Name": "empty", "ClientRequestToken": "0" * 32})
+        first, second, third = (
+            json.loads(admin("rotate-keys", "--token-keys-secret", "empty", *flag, environment=environment)[1]) for flag in ((), (), ("--forget-previous",))
+        )
+    assert (first["previous"], second["previous"], third["previous"]) == (None, first["current"], None)

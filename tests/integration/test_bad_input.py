@@ -240,17 +240,6 @@ async def test_a_socket_opens_only_with_a_fresh_unused_ticket_and_our_subprotoco
         assert await wire.answer(ws, json.dumps(hello := frame("hello")), hello["id"]) == {"re": hello["id"]}
 
 
-async def test_a_refresh_token_works_once(wire: Wire) -> None:
-    user, key = wire.stack.user("ben"), {"Idempotency-Key": secrets.token_hex(8)}
-    body = {"tenant_id": user["tenant_id"], "login": "ben", "password": user["password"], "device_id": make_id("dev")}
-    _, pair = await wire.rest("POST", "/v1/tokens", body, key)
-    status, second = await wire.rest("POST", "/v1/tokens/refresh", {"refresh_token": pair["refresh_token"]}, key)
-    assert status == 201
-    assert second["refresh_token"] != pair["refresh_token"]
-    status, refusal = await wire.rest("POST", "/v1/tokens/refresh", {"refresh_token": pair["refresh_token"]}, key)
-    assert (status, refusal["code"]) == (401, "token_invalid")
-
-
 async def test_the_push_target_of_another_device_cannot_be_set(wire: Wire) -> None:
     ana = await wire.sign_in("ana")
     body = {"target_kind": "token", "target": "t"}

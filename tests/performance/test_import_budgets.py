@@ -28,6 +28,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "signal": set(),
     "presence": set(),
     "tokens": {"argon2", "_argon2_cffi_bindings", "_cffi_backend"},  # a hasher is made before the first sign-in waits for it
+    "accounts": set(),
     "rooms": set(),
     "devices": set(),
     "ice_servers": set(),

@@ -20,7 +20,7 @@ from tests.conftest import Stores
 
 CONTEXT: Final = SimpleNamespace(function_name="signal", aws_request_id="r")
 HANDSHAKE: Final = {"hello", "client"}  # of this test's own connections
-GATE: Final = Counter({"get": 1, "evalsha": 1})  # the order of client_seq: is it this frame's turn, and then the next one's
+GATE: Final = Counter({"evalsha": 2})  # may it pass, and is it this frame's turn: one command; then it is the next one's
 REFRESH: Final = Counter({"hgetall": 2, "hset": 1, "expire": 1, "set": 2})  # who is there; then one pipeline
 ROOM: Final = Counter({"find": 1})  # is the sender a member
 RELAY: Final = Counter({"hgetall": 2, "get": 1})  # the callee's sockets, to decide and to post; the record of the call

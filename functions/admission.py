@@ -1,0 +1,102 @@
+"""What stands before every request and frame: rate limits, ended sessions, expired authentication. One command of the session store.
+
+Without the session store limits fail open or closed as each says, and MongoDB tells whether the session lives: nobody who is signed in is locked out, and
+nobody who was signed out comes in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from adapters.admissions_redis import Admission, Lacking
+from functions import wiring
+from heliograph.auth import LEEWAY_S, Identity, identity_from
+from heliograph.errors import RateLimited, TokenExpired, TokenInvalid, Unauthenticated, Unavailable
+from heliograph.limits import Bucket, address_key
+
+ALWAYS = ("account", "device")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found of a caller; `found` is None while the session store is away."""
+
+    who: Identity
+    found: Admission | None
+
+    @property
+    def last_seq(self) -> int | None:
+        return self.found.last_seq if self.found else None
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it will be refused whatever comes: nobody should wait for its turn."""
+        return self.found is not None and (self.found.is_ended or self.found.lacking is not None)
+
+    def admitted(self, now_ms: int, *, may_be_expired: bool = False) -> Identity:
+        """The identity as it is now. TokenInvalid for an ended session, RateLimited, TokenExpired for what is to be refreshed or proved again."""
+        if self.found is None:
+            return _admitted_by_ledger(self.who)
+        if self.found.is_ended:
+            raise TokenInvalid("The session has ended; sign in again.")
+        must_not_lack(self.found.lacking)
+        who = identity_from(self.found.proved) if self.found.proved else self.who
+        if not may_be_expired and (who.issued_at_ms < self.found.stale_before_ms or now_ms > who.expires_at_ms + LEEWAY_S * 1000):
+            raise TokenExpired
+        return who
+
+    def closes(self, refusal: Unauthenticated, now_ms: int, grace_s: int) -> Literal["signed_out", "token_expired"] | None:
+        """Why a socket whose frame was refused like this is to be closed; None while it may still prove anew who speaks on it."""
+        if not isinstance(refusal, TokenExpired):
+            return "signed_out"
+        expires_at_ms = int(self.found.proved["expires_at_ms"]) if self.found and self.found.proved else self.who.expires_at_ms
+        return "token_expired" if now_ms > expires_at_ms + grace_s * 1000 else None
+
+
+def ask(who: Identity, limit: str | None, connection_id: str = "") -> Verdict:
+    """Takes the tokens of this request or frame, and says what is known of its sender. Unavailable where a limit fails closed."""
+    buckets = [bucket(who, name) for name in (*ALWAYS, *([limit] if limit else []))]
+    try:
+        return Verdict(who, wiring.admissions().admit(who, buckets, connection_id))
+    except Unavailable as away:
+        _must_fail_open(buckets, away)
+        return Verdict(who, None)
+
+
+def admit_stranger(owner: str, *limits: str) -> None:
+    """Takes a token of each limit of an address or a login; RateLimited, or Unavailable where a limit fails closed."""
+    buckets = [Bucket(wiring.limits()[name], owner) for name in limits]
+    try:
+        must_not_lack(wiring.admissions().take(owner, buckets))
+    except Unavailable as away:
+        _must_fail_open(buckets, away)
+
+
+def address(source_ip: str) -> str:
+    """The owner of an address's buckets."""
+    return f"address/{address_key(source_ip)}"
+
+
+def must_not_lack(lacking: Lacking | None) -> None:
+    if lacking is not None:
+        raise RateLimited(f"Too many requests (limit {lacking.limit}); wait and try again.", retry_after_ms=lacking.wait_ms)
+
+
+def bucket(who: Identity, name: str) -> Bucket:
+    """The caller's bucket of a named limit."""
+    limit = wiring.limits()[name]
+    return Bucket(limit, who.device_id if limit.per == "device" else "")
+
+
+def _must_fail_open(buckets: list[Bucket], away: Unavailable) -> None:
+    if any(bucket.limit.fails == "closed" for bucket in buckets):
+        raise away
+
+
+def _admitted_by_ledger(who: Identity) -> Identity:
+    """An expired authentication is good for as long as the session lives: a device cannot prove anew what nobody could keep."""
+    session = wiring.sessions().get(who.tenant_id, who.account_id, who.sid)
+    if session is None:
+        raise TokenInvalid("The session has ended; sign in again.")
+    return replace(who, role=session.role)
