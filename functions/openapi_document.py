@@ -9,6 +9,8 @@ from heliograph import errors
 from heliograph.shapes import SHAPES, JsonObject
 
 VERSION = "0.1.0"
+_BY_GATEWAY = frozenset({"401", "413", "429", "500", "503"})
+_GATEWAY_REFUSAL: JsonObject = {"type": "object", "required": ["message"], "properties": {"message": {"type": "string"}}, "additionalProperties": False}
 _EVERYWHERE = ("malformed", "internal", "unavailable", "rate_limited")
 
 
@@ -23,7 +25,7 @@ def document(server_url: str) -> JsonObject:
         "servers": [{"url": server_url}],
         "paths": paths,
         "components": {
-            "schemas": {name: shape.schema() for name, shape in SHAPES.items()} | {"Error": _error_schema()},
+            "schemas": {name: shape.schema() for name, shape in SHAPES.items()} | {"Error": _error_schema(), "GatewayRefusal": _GATEWAY_REFUSAL},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -58,11 +60,19 @@ def _refusals(route: Http) -> dict[str, JsonObject]:
     for error in errors.catalogue():
         if error.code in codes or (route.method == "POST" and error.status in (409, 413)):
             by_status.setdefault(str(error.status), []).append(error.code)
-    return {status: {"description": ", ".join(found), "content": _content("Error")} for status, found in sorted(by_status.items())}
+    answers = {status: {"description": ", ".join(found), "content": _refusal(status)} for status, found in sorted(by_status.items())}
+    return answers | {"431": {"description": "The headers are larger than API Gateway takes.", "content": _content("GatewayRefusal")}}
 
 
 def _content(name: str | None) -> JsonObject:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"} if name else {}}}
+
+
+def _refusal(status: str) -> JsonObject:
+    """Ours has a code; API Gateway's own, before any function, only a message."""
+    if status not in _BY_GATEWAY:
+        return _content("Error")
+    return {"application/json": {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Error", "GatewayRefusal")]}}}
 
 
 def _error_schema() -> JsonObject:

@@ -275,7 +275,15 @@ SHAPES: dict[str, Shape] = {
         {
             "entries": ListOf(
                 Shape(
-                    {"seq": Whole(min=1), "at_ms": _MS, "kind": Text(max=64), "actor": Text(max=256), "subject": Text(max=256), "detail": Shape(is_open=True)},
+                    {
+                        "seq": Whole(min=1),
+                        "at_ms": _MS,
+                        "kind": Text(max=64),
+                        "actor": Text(max=256),
+                        "subject": Text(max=256),
+                        "detail": Shape(is_open=True),
+                        "hash": Text(max=64),
+                    },
                     is_open=True,
                 ),
                 max=1000,
@@ -392,7 +400,7 @@ EVENTS: dict[str, EventKind] = {
 
 
 def parse_json(text: str | bytes, max_bytes: int) -> JsonObject:
-    """One JSON object from untrusted bytes.
+    """One JSON object from untrusted bytes, which are UTF-8 (RFC 8259, 8.1).
 
     Refuses more than `max_bytes`, deep nesting (before Python's recursion ends it), duplicate keys, NaN and numbers of more than 20 digits.
     """
@@ -402,7 +410,8 @@ def parse_json(text: str | bytes, max_bytes: int) -> JsonObject:
     if _depth(data) > MAX_DEPTH:
         raise Malformed(f"The JSON is nested deeper than {MAX_DEPTH}.")
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_short_int)
+        text = data.decode("utf-8", "surrogatepass")  # json.loads would guess UTF-16 from bytes, whose nesting nobody has counted
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_short_int)
     except Malformed:
         raise
     except (ValueError, RecursionError):

@@ -33,7 +33,7 @@ def sign_in(request: Request) -> JsonObject:
     admission.admit_stranger(f"{tenant_id}/login/{_digest(login)}", "password")
     account = wiring.accounts().by_login(tenant_id, login)
     if not is_right(body["password"], account.password_hash if account else None) or account is None:
-        _note_refusal(request, tenant_id, account.account_id if account else "unknown", "password", {"login_sha256": _digest(f"{tenant_id}/{login}")})
+        _note_refusal(request, tenant_id, account.account_id if account else "unknown", "password", {})
         raise CredentialsInvalid
     return _begin(request, account, body["device_id"], "password")
 

@@ -29,6 +29,9 @@ GOOD_BODY = {"call_id": CALL, "loss": 0.5, "rtt_ms": 10}
         b'{"a": ' + b"9" * 21 + b"}",
         b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
         b'{"a":' * 10_000,
+        '{"a": "\u2200"}'.encode("utf-16"),
+        '{"a": 1}'.encode("utf-32-le"),
+        '{"a": 1}'.encode("utf-8-sig"),
     ],
 )
 def test_json_that_is_not_one_plain_object_is_malformed(text: bytes) -> None:
