@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from functions.routes import socket_routes
-from heliograph import errors, messages
+from heliograph import effects, errors, messages
 from heliograph.shapes import EVENTS
 from heliograph_client import frames as client_frames
 from heliograph_client.errors import RefusedError, parse_error
@@ -48,6 +48,11 @@ def test_every_action_has_a_golden_frame_and_a_refused_twin() -> None:
 
 def test_every_event_has_a_golden_frame() -> None:
     assert {case["frame"]["event"] for case in SERVER["events"]} >= set(EVENTS)
+
+
+def test_every_reason_to_close_a_socket_has_a_golden_frame() -> None:
+    reasons = {case["frame"]["body"]["reason"] for case in SERVER["events"] if case["frame"]["event"] == "closed"}
+    assert reasons == set(get_args(get_type_hints(effects.Close)["reason"]))
 
 
 @pytest.mark.parametrize("file", [CLIENT, SERVER], ids=["client", "server"])

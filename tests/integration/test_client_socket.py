@@ -221,16 +221,6 @@ async def test_pings_keep_the_rooms_alive_and_name_the_position(script: Script) 
     assert ping.body == {"rooms": [{"room_id": room_id, "epoch": "e1", "offset": 12}]}
 
 
-async def test_a_token_is_refreshed_before_it_expires_and_only_once(script: Script) -> None:
-    script.token_life_ms = 30_000
-    async with Client(script.url, "ws://unused") as client:
-        await client.sign_in("acme", "ana", "secret")
-        script.token_life_ms = 900_000
-        await asyncio.gather(*(client.presence() for _ in range(5)))
-        assert client.session.access_token == "access2"
-    assert [path for path, _ in script.posts] == ["/v1/tokens", "/v1/tokens/refresh"]
-
-
 async def test_a_token_refused_before_its_time_is_refreshed_too(script: Script) -> None:
     script.dead_tokens.add("access1")
     async with Client(script.url, "ws://unused") as client:

@@ -1,4 +1,5 @@
-"""The client against the whole product: both write while sockets are replaced and cut; both have the room's stream, each event once."""
+"""The client against the whole product: both write while sockets are replaced and cut, while tokens run out and answers are lost; both have the room's stream,
+each event once, and nobody is signed out by accident."""
 
 from __future__ import annotations
 
@@ -6,12 +7,17 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
-from heliograph_client import Client, Event, Position, make_id
+from bench._running import Running, running
+from heliograph_client import Client, Event, Position, SignedOutError, make_id
 from tests.running import RunningStack
+
+SHORT_LIVED = ("--set", "ACCESS_TOKEN_S=4", "--set", "REAUTH_GRACE_S=2")
 
 
 @contextlib.asynccontextmanager
@@ -138,3 +144,135 @@ async def test_the_hint_brings_the_socket_back_within_a_second(stack: RunningSta
     with capsys.disabled():
         print(f"\nonline on the stack {elapsed_s * 1000:.0f} ms after the hint")
     assert elapsed_s < 1
+
+
+# Tokens that run out, answers that are lost
+
+
+class Cutting:
+    """Stands before the REST API and cuts the answers of the next refreshes, after the server acted."""
+
+    def __init__(self, rest_url: str) -> None:
+        host, port = rest_url.removeprefix("http://").split(":")
+        self._target = (host, int(port))
+        self.left = self.seen = 0
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+        async with server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        its_reader, its_writer = await asyncio.open_connection(*self._target)
+        try:
+            while data := await reader.read(65_536):
+                is_refresh = data.startswith(b"POST /v1/tokens/refresh ")
+                its_writer.write(data)
+                answer = await its_reader.read(65_536)
+                self.seen += is_refresh
+                if is_refresh and self.left > 0:
+                    self.left -= 1
+                    return
+                writer.write(answer)
+        finally:
+            writer.transport.abort()
+            its_writer.close()
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+async def test_a_refresh_whose_answer_is_lost_signs_nobody_out(stack: RunningStack, lost: int) -> None:
+    cutting, user = Cutting(stack.endpoints()["rest_url"]), stack.user("ana")
+    async with cutting.listening() as rest_url, Client(rest_url, stack.endpoints()["socket_url"]) as ana:
+        first = await ana.sign_in(user["tenant_id"], user["login"], user["password"])
+        await ana.connect()
+        cutting.left = lost
+        second = await ana.rest.token(instead_of=first.access_token)
+        assert (cutting.seen, cutting.left) == (lost + 1, 0)
+        assert ana.session.refresh_token.split(".")[-2] == "1", "one successor, however often it was asked for"
+        assert await ana.rest.token(instead_of=second) != second
+        assert len([row for row in await ana.sessions() if row["is_current"]]) == 1
+        await ana.set_presence("busy")
+
+
+@contextlib.asynccontextmanager
+async def user_of(stack: Running, login: str) -> AsyncIterator[Client]:
+    user = next(user for user in stack.endpoints()["users"] if user["login"] == login)
+    async with Client(stack.endpoints()["rest_url"], stack.endpoints()["socket_url"]) as client:
+        await client.sign_in(user["tenant_id"], user["login"], user["password"])
+        await client.connect()
+        yield client
+
+
+async def test_sockets_outlive_their_tokens_and_a_socket_that_does_not_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with running(tmp_path, *SHORT_LIVED) as stack, user_of(stack, "ana") as ana, user_of(stack, "ben") as ben, user_of(stack, "olga") as olga:
+        room_id = make_id("room")
+        await ana.create_room("Long", [ben.session.account_id], room_id)
+        await asyncio.gather(ana.join(room_id), ben.join(room_id))
+        readers = Reader(ana, room_id), Reader(ben, room_id)
+        told: list[Event] = []
+        for client in (ana, ben):
+            for name in ("closed", "signed_out", "room_lost"):
+                client.on(name, told.append)
+        (await ben._current()).prove_at_s = float("inf")  # ben's socket is given no fresh token
+        before, tokens = (ana.welcome["generation"], ben.welcome["generation"]), [(await ana._current()).token]
+
+        async def promote() -> None:
+            await asyncio.sleep(6)
+            await olga.rest.call("PUT", f"/v1/accounts/{ana.session.account_id}/role", {"role": "moderator"})
+            tokens.append((await ana._current()).token)
+
+        await asyncio.gather(readers[0].write("ana", 60, 0.2), readers[1].write("ben", 60, 0.2), promote())
+        truth = await stream_of(ana, room_id)
+        await until(lambda: all(len(reader.known) >= len(truth) for reader in readers), "texts")
+        tokens.append((await ana._current()).token)
+        after = (ana.welcome["generation"], ben.welcome["generation"])
+        sessions = [row for row in await ana.sessions() if row["is_current"]]
+    with capsys.disabled():
+        print(f"\ntokens of 4 s: {int(ana.session.refresh_token.split('.')[-2])} refreshes, one socket; without a fresh token it was replaced")
+    assert (after[0] == before[0], after[1] > before[1]) == (True, True), "one socket for ana, another one for ben"
+    assert (len(set(tokens)), told, len(sessions)) == (3, [], 1)
+    for reader in readers:
+        assert sorted(reader.known) == truth
+        assert reader.resets == []
+
+
+async def test_a_device_that_its_account_signs_out_says_so_and_comes_back_after_signing_in(stack: RunningStack) -> None:
+    async with online(stack, "ben") as here, online(stack, "ben") as there:
+        told: list[Event] = []
+        there.on("signed_out", told.append)
+        sid = next(row["sid"] for row in await here.sessions() if row["device_id"] == there.session.device_id)
+        await here.end_session(sid)
+        await until(lambda: len(told) == 1, "the word that it is signed out")
+        with pytest.raises(SignedOutError):
+            await there.connect()
+        user = stack.user("ben")
+        await there.sign_in(user["tenant_id"], user["login"], user["password"], there.session.device_id)
+        await there.connect()
+        await there.set_presence("busy")
+        assert here.is_online
+        await there.sign_out()
+        assert there.rest.session is None
+        assert [row["device_id"] for row in await here.sessions() if row["device_id"] == here.session.device_id] == [here.session.device_id]
+
+
+async def test_signing_in_again_on_a_connected_device_keeps_it_connected(stack: RunningStack) -> None:
+    async with online(stack, "ana") as ana:
+        user, before = stack.user("ana"), ana.welcome["generation"]
+        await ana.sign_in(user["tenant_id"], user["login"], user["password"], ana.session.device_id)
+        await ana.connect()
+        await ana.set_presence("busy")
+        assert ana.welcome["generation"] > before
+
+
+async def test_an_identity_providers_token_signs_in(stack: RunningStack) -> None:
+    endpoints = stack.endpoints()
+    async with aiohttp.ClientSession() as http, http.post(f"{endpoints['identity_url']}/tokens", json={"subject": make_id("sub")}) as answer:
+        id_token = (await answer.json())["id_token"]
+    async with Client(endpoints["rest_url"], endpoints["socket_url"]) as client:
+        with pytest.raises(SignedOutError) as refusal:
+            await client.sign_in_with_identity("acme", id_token[:-8] + "AAAAAAAA")
+        assert refusal.value.code == "identity_refused"
+        session = await client.sign_in_with_identity("acme", id_token)
+        await client.connect()
+        assert client.welcome["account_id"] == session.account_id

@@ -1,10 +1,11 @@
-"""When the client comes back, and when it replaces its socket: pauses and times without a clock."""
+"""When the client comes back, and when it replaces its socket or its token: pauses and times without a clock."""
 
 from __future__ import annotations
 
 import pytest
 
-from heliograph_client.backoff import BASE_S, CAP_S, STABLE_S, Backoff, full_jitter_s, replace_after_s
+from heliograph_client.backoff import BASE_S, CAP_S, SHORTEST_PROOF_S, STABLE_S, Backoff, full_jitter_s, prove_after_s, replace_after_s
+from heliograph_client.clock import Clock
 from heliograph_client.events import Relayed
 from heliograph_client.frames import Event
 
@@ -35,6 +36,28 @@ def test_a_socket_is_replaced_before_its_time_at_a_moment_of_its_own() -> None:
     assert replace_after_s(begun_ms, by_ms, 0.0) == pytest.approx(99 * 60)
     assert replace_after_s(begun_ms, by_ms, 1.0) == pytest.approx(107.8 * 60)
     assert replace_after_s(by_ms, begun_ms, 0.5) == 0.0
+
+
+def test_a_socket_gets_its_next_token_a_minute_to_a_minute_and_a_half_before_the_end() -> None:
+    assert [prove_after_s(900, fraction) for fraction in (0.0, 1.0)] == [840, 810]
+    assert [prove_after_s(300, fraction) for fraction in (0.0, 1.0)] == [240, 210]
+
+
+def test_of_a_short_life_seven_to_eight_tenths_are_used() -> None:
+    assert [prove_after_s(100, fraction) for fraction in (0.0, 1.0)] == [pytest.approx(80), pytest.approx(70)]
+
+
+@pytest.mark.parametrize("life_s", [0.5, 0.0, -3600.0])
+def test_a_life_that_seems_over_already_makes_nobody_spin(life_s: float) -> None:
+    assert prove_after_s(life_s, 0.5) == SHORTEST_PROOF_S
+
+
+def test_the_servers_time_goes_on_from_where_the_server_told_it() -> None:
+    clock = Clock()
+    clock.told(1_000)
+    assert 1_000 <= clock.now_ms() < 61_000
+    clock.told(5_000_000)
+    assert 5_000_000 <= clock.now_ms() < 5_060_000
 
 
 def relayed(frame_id: str, device_id: str) -> Event:

@@ -1,10 +1,11 @@
-"""When to try again, and when to replace a socket before its time is over. Pure: the clock and the dice are arguments (`fraction` is 0 to 1)."""
+"""When to try again, and when to replace a socket or its token before its time is over. Pure: the clock and the dice are arguments (`fraction` is 0 to 1)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 BASE_S, CAP_S, STABLE_S = 0.5, 20.0, 60.0
+SHORTEST_PROOF_S = 1.0
 
 
 def full_jitter_s(attempt: int, fraction: float, base_s: float = BASE_S, cap_s: float = CAP_S) -> float:
@@ -40,3 +41,11 @@ class Backoff:
 def replace_after_s(at_ms: int, reconnect_by_ms: int, fraction: float) -> float:
     """How long after a welcome of `at_ms` the next socket is opened: 90 to 98 % of the time, by the server's clock alone."""
     return max(0.0, (reconnect_by_ms - at_ms) / 1_000 * (0.9 + 0.08 * fraction))
+
+
+def prove_after_s(life_s: float, fraction: float) -> float:
+    """How long after a token of this life its socket is given the next one: 60 to 90 s before the end, of a short life at 70 to 80 %.
+
+    Never at once: a socket is good for half a minute longer than its token, and a life that seems over already is a mistake of somebody's clock.
+    """
+    return max(SHORTEST_PROOF_S, life_s - min(60 + 30 * fraction, life_s * (0.2 + 0.1 * fraction)))

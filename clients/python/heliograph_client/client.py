@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import aiohttp
 
 from . import files
 from .calls import Calls, IncomingCall
-from .errors import SignedOutError
+from .errors import NotFoundError, SignedOutError
 from .events import Relayed, Subscription
 from .exchange import Body, Exchange
 from .frames import Ack, Event
@@ -44,7 +46,9 @@ class Client:
         self._http: aiohttp.ClientSession | None = None
         self._rest: Rest | None = None
         self._uplink: Uplink | None = None
-        self._exchange = Exchange(self._current, lambda room_id, ack: self._rooms.acknowledged(room_id, ack))
+        self._exchange = Exchange(
+            self._current, lambda room_id, ack: self._rooms.acknowledged(room_id, ack), lambda connection, token: self._link.prove(connection, token)
+        )
         self._rooms = Rooms(self._send_join, lambda path, query: self.rest.call("GET", path, query=query), self._ready, lambda: self.is_online)
         self._calls = Calls(self, self.ice_servers, self._call_began)
         self._relayed = Relayed()
@@ -77,6 +81,8 @@ class Client:
         if self._dispatching is not None:
             self._dispatching.cancel()
             await asyncio.gather(self._dispatching, return_exceptions=True)
+        if self._rest is not None:
+            await self._rest.close()
         if self._http is not None:
             await self._http.close()
 
@@ -106,15 +112,53 @@ class Client:
         return self.rest.session
 
     async def sign_in(self, tenant_id: str, login: str, password: str, device_id: str | None = None) -> Session:
-        """Sign in; keep `device_id` between runs so that the device stays the same one. A socket that waits for this comes back."""
+        """Sign in; keep `device_id` between runs so that the device stays the same one. Once connected, the socket comes back by itself, as this account's."""
         session = await self.rest.sign_in(tenant_id, login, password, device_id or make_id("dev"))
-        self._link.resume()
+        await self._link.renew()
         return session
+
+    async def sign_in_with_identity(self, tenant_id: str, id_token: str, device_id: str | None = None) -> Session:
+        """As `sign_in`, with the ID token of an OIDC provider or a Firebase project that the tenant trusts; else SignedOutError `identity_refused`."""
+        session = await self.rest.sign_in_with_identity(tenant_id, id_token, device_id or make_id("dev"))
+        await self._link.renew()
+        return session
+
+    async def sessions(self) -> list[dict[str, Any]]:
+        """Where this account is signed in, oldest first: `[{sid, device_id, signed_in_at_ms, refreshed_at_ms, is_current}]`."""
+        rows: list[dict[str, Any]] = (await self.rest.call("GET", "/v1/sessions"))["sessions"]
+        return rows
+
+    async def end_session(self, sid: str) -> None:
+        """Sign out one device of this account: its socket is closed, its tokens are dead. NotFoundError when there is no such session, or not any more."""
+        await self.rest.call("DELETE", f"/v1/sessions/{quote(sid, safe='')}")
+
+    async def sign_out(self) -> None:
+        """Hang up, end this device's session, and forget its tokens and rooms. Raises ConnectionLostError and the like with nothing forgotten."""
+        await self._calls.hang_up()
+        with contextlib.suppress(SignedOutError, NotFoundError):  # it is over already
+            for session in await self.sessions():
+                if session["is_current"]:
+                    await self.end_session(session["sid"])
+        await self._forget()
+
+    async def sign_out_everywhere(self) -> None:
+        """As `sign_out`, on every device of this account."""
+        await self._calls.hang_up()
+        with contextlib.suppress(SignedOutError):
+            await self.rest.call("DELETE", "/v1/sessions")
+        await self._forget()
+
+    async def _forget(self) -> None:
+        self.rest.session = None
+        self._rooms.forget()
+        self._status, self._watched = "online", None
+        await self._link.drop()
 
     async def connect(self) -> dict[str, Any]:
         """Open the socket and answer the `welcome`; from then on it is opened again whenever it closes.
 
-        After event `closed` (this device is connected elsewhere) the socket stays closed until this is called again: it takes the place back.
+        After event `closed` (this device is connected elsewhere) the socket stays closed until this is called again: it takes the place back. Raises
+        HeliographError; SignedOutError when the session is over, and then `sign_in` alone brings the socket back.
         """
         if self._dispatching is None:
             self._dispatching = asyncio.create_task(self._dispatch(), name="heliograph events")

@@ -15,22 +15,25 @@ Frame = Ack | Refusal | Event | GatewayMessage
 CLOSE_S = 1.0  # for the closing handshake; a dead network never answers it
 
 
-async def open_connection(http: aiohttp.ClientSession, url: str, ticket: str) -> Connection:
-    """Open a socket with a fresh ticket; raises ConnectionLostError."""
+async def open_connection(http: aiohttp.ClientSession, url: str, ticket: str, token: str) -> Connection:
+    """Open a socket with a fresh ticket that was bought with the access token `token`; raises ConnectionLostError."""
     timeout = aiohttp.ClientWSTimeout(ws_close=CLOSE_S)
     try:
         socket = await http.ws_connect(url, protocols=(SUBPROTOCOL, TICKET_PREFIX + ticket), max_msg_size=256 * 1024, timeout=timeout)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise ConnectionLostError(f"The socket did not open: {error}") from error
-    return Connection(socket)
+    return Connection(socket, token)
 
 
 class Connection:
     """A socket that is open until `ended` is set."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, token: str) -> None:
         """Made by `open_connection`; `start` reads it."""
         self._socket = socket
+        self.token = token  # the access token by which the server knows whose socket it is
+        self.proving = asyncio.Lock()  # held while a fresh one takes its place
+        self.prove_at_s = float("inf")  # when the next one is due, by the loop's clock
         self._client_seq = 0
         self._reader: asyncio.Task[None] | None = None
         self._on_end: Callable[[Connection], None] = lambda _: None

@@ -16,7 +16,12 @@ HeliographError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+AUTH_EXPIRED: Final = "token_expired"
+"""A fresh token is to be had, and then the same request passes."""
+AUTH_OVER: Final = "token_invalid"
+"""The session is over; signing in is all that helps."""
 
 
 class HeliographError(Exception):
@@ -102,6 +107,7 @@ _BY_CODE: dict[str, type[RefusedError]] = {
     "token_expired": SignedOutError,
     "token_invalid": SignedOutError,
     "credentials_invalid": SignedOutError,
+    "identity_refused": SignedOutError,
     "forbidden": ForbiddenError,
     "not_found": NotFoundError,
     "conflict": ConflictError,

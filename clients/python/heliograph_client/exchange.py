@@ -1,6 +1,7 @@
 """Frames out, acknowledgements back: each frame is kept under its id until it is acknowledged, refused for good or given up.
 
-A frame sent again keeps its id and takes a fresh client_seq, on whatever socket is open then. Knows nothing of rooms.
+A frame sent again keeps its id and takes a fresh client_seq, on whatever socket is open then. One that is refused because the socket's token expired is sent
+again once the socket has a fresh one. Knows nothing of rooms.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 from .backoff import full_jitter_s
 from .connection import Connection
-from .errors import ConnectionLostError, HeliographError, RateLimitedError, RefusedError, ServerError, TimedOutError
+from .errors import AUTH_EXPIRED, ConnectionLostError, HeliographError, RateLimitedError, RefusedError, ServerError, TimedOutError
 from .frames import Ack, Event, GatewayMessage, Refusal
 from .ids import make_id
 
 RETRY_BASE_S = 0.1
+PROOF = "reauth"  # the action by which a socket gets a fresh token
 Body = Mapping[str, Any] | Callable[[], Mapping[str, Any]]  # a callable is asked at each attempt
 _GATEWAY_FAILURES = {"Too Many Requests": RateLimitedError, "Internal server error": ServerError}
 
@@ -45,10 +47,19 @@ class Pending:
 class Exchange:
     """What this device asked and was not yet answered."""
 
-    def __init__(self, current: Callable[[], Awaitable[Connection]], on_durable: Callable[[str, Ack], None]) -> None:
-        """`current` waits for an open socket; `on_durable(room_id, ack)` is told of own messages before anything that came after them."""
+    def __init__(
+        self,
+        current: Callable[[], Awaitable[Connection]],
+        on_durable: Callable[[str, Ack], None],
+        prove: Callable[[Connection, str], Awaitable[None]],
+    ) -> None:
+        """`current` waits for an open socket; `on_durable(room_id, ack)` is told of own messages before anything that came after them.
+
+        `prove(connection, token)` gives a socket another token than the one that expired; raises HeliographError.
+        """
         self._current = current
         self._on_durable = on_durable
+        self._prove = prove
         self._pending: dict[str, Pending] = {}
 
     async def request(
@@ -66,14 +77,19 @@ class Exchange:
         deadline_s = loop.time() + timeout_s
         pending = Pending(action, make_id("msg"), trace_id or new_trace_id(), room_id, {}, loop.create_future())
         self._pending[pending.frame_id] = pending
+        has_proved = False
         try:
             for attempt in range(1_000):
                 connection = over or await self._open_by(deadline_s, action, timeout_s)
-                pending.body = body() if callable(body) else body
+                pending.body, token = body() if callable(body) else body, connection.token
                 error = await self._attempt(pending, connection, max(0.1, min(deadline_s - loop.time(), timeout_s / 2)))
                 if error is None:
                     return pending.acknowledged.result()
-                await self._pause(pending, error, attempt, deadline_s, is_bound=over is not None)
+                if error.code == AUTH_EXPIRED and action != PROOF and not has_proved:
+                    error = await self._prove_by(deadline_s, connection, token)
+                    has_proved = error is None
+                if error is not None:
+                    await self._pause(pending, error, attempt, deadline_s, is_bound=over is not None)
             raise TimedOutError(f"{action}: no acknowledgement after 1000 attempts.")
         finally:
             del self._pending[pending.frame_id]
@@ -84,6 +100,17 @@ class Exchange:
                 return await self._current()
         except TimeoutError:
             raise TimedOutError(f"{action}: not connected for {timeout_s:g} s.") from None
+
+    async def _prove_by(self, deadline_s: float, connection: Connection, token: str) -> HeliographError | None:
+        """Have the token replaced that the frame was refused with; None when it was."""
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await self._prove(connection, token)
+        except HeliographError as error:
+            return error
+        except TimeoutError:
+            return TimedOutError("The socket got no fresh token in time.")
+        return None
 
     async def _attempt(self, pending: Pending, connection: Connection, timeout_s: float) -> HeliographError | None:
         """Send once; None when it was acknowledged."""

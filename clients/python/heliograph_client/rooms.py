@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from .errors import HeliographError, RefusedError
+from .errors import HeliographError, RefusedError, SignedOutError
 from .frames import Ack, Event
 from .roster import Roster
 from .stream import Deliver, Effect, Position, ReadPage, Stream, is_in_stream
@@ -80,6 +80,11 @@ class Rooms:
         """Forget a room."""
         self._rooms.pop(room_id, None)
 
+    def forget(self) -> None:
+        """Forget every room."""
+        self._rooms.clear()
+        self._schedule()
+
     async def come_back(self) -> None:
         """Join every room again with its position; returns when all were asked for."""
         await asyncio.gather(*(self._recover(room) for room in list(self._rooms.values())))
@@ -139,6 +144,8 @@ class Rooms:
             async with self._joining:
                 if self._rooms.get(room.stream.room_id) is room:
                     await self._send_join(room)
+        except SignedOutError as error:  # of the socket, not of the room: the next socket joins again
+            _LOG.info("room %s was not joined again: %s", room.stream.room_id, error)
         except RefusedError as error:
             if not error.retryable and self._rooms.pop(room.stream.room_id, None) is not None:
                 self._deliver(Event("room_lost", {"code": error.code, "message": error.message}, room.stream.room_id))

@@ -61,6 +61,11 @@ onSubmit("sign-in", async (form) => {
   await enter();
 });
 
+client.on("signed_out", () => {
+  at("sign-in").hidden = false;
+  at("app").hidden = true;
+});
+
 /** Join every room of this account; the newest one is shown. */
 async function enter(): Promise<void> {
   rooms = await client.rooms();

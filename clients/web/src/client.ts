@@ -5,11 +5,12 @@ import { HeliographError, type Json, ours, text } from "./errors";
 import type { Ack, HeliographEvent } from "./frames";
 import { makeId, newTraceId, toHex } from "./ids";
 import { Recovery } from "./recovery";
-import { Rest, type Session, backoffMs, sleep } from "./rest";
+import { Rest, type Session, backoffMs, proveAfterMs, sleep } from "./rest";
 import { type Socket, openSocket } from "./socket";
 
 export const CLIENT_NAME = "heliograph-web/0.1.0";
 const REMEMBERED = 2_048;
+const PROVE_AGAIN_MS = 5_000;
 
 export type Status = "online" | "away" | "busy" | "on_a_call";
 
@@ -29,7 +30,17 @@ export interface Welcome {
   heartbeat_s: number;
   heartbeat_call_s?: number; // while on a call
   reconnect_by_ms: number;
+  auth_expires_at_ms?: number; // the socket has a fresh token by then
   presence: Presence[];
+}
+
+/** Where the account is signed in. */
+export interface SessionInfo {
+  sid: string;
+  device_id: string;
+  signed_in_at_ms: number;
+  refreshed_at_ms: number;
+  is_current: boolean;
 }
 
 export interface Member {
@@ -87,6 +98,10 @@ export class Client {
   #socket: Socket | undefined;
   #socketLifeMs = 0;
   #isClosing = false;
+  #opening: Promise<Welcome> | undefined;
+  #keeping: Promise<void> | undefined;
+  #signIns = 0;
+  #resume: () => void = () => undefined; // signed out: go on
   #listeners = new Map<string, Set<Listener>>();
   #recovery = new Recovery({
     tell: (event) => this.#tell(event),
@@ -117,9 +132,47 @@ export class Client {
     return this.rest.session;
   }
 
-  /** Sign in; keep `deviceId` between visits so that the device stays the same one. */
-  signIn(tenantId: string, login: string, password: string, deviceId = makeId("dev")): Promise<Session> {
-    return this.rest.signIn(tenantId, login, password, deviceId);
+  /** Sign in; keep `deviceId` between visits so that the device stays the same one. Once connected, the socket comes back by itself, as this account's. */
+  async signIn(tenantId: string, login: string, password: string, deviceId = makeId("dev")): Promise<Session> {
+    return this.#begin(await this.rest.signIn(tenantId, login, password, deviceId));
+  }
+
+  /** Sign in with the ID token of an OIDC provider or a Firebase project that the tenant trusts; throws `identity_refused`. */
+  async signInWithIdentity(tenantId: string, idToken: string, deviceId = makeId("dev")): Promise<Session> {
+    return this.#begin(await this.rest.signInWithIdentity(tenantId, idToken, deviceId));
+  }
+
+  /** A socket of the session before makes way for this one's, and what waited goes on. */
+  #begin(session: Session): Session {
+    this.#signIns += 1;
+    this.#socket?.close();
+    this.#resume();
+    return session;
+  }
+
+  /** Where this account is signed in, oldest first. */
+  async sessions(): Promise<SessionInfo[]> {
+    return (await this.rest.call<{ sessions: SessionInfo[] }>("GET", "/v1/sessions")).sessions;
+  }
+
+  /** Sign out one device of this account: its socket is closed, its tokens are dead. */
+  async endSession(sid: string): Promise<void> {
+    await this.rest.call("DELETE", `/v1/sessions/${encodeURIComponent(sid)}`);
+  }
+
+  /** Hang up, end this device's session, and forget its tokens and rooms; when that cannot be said to the server, nothing is forgotten. */
+  async signOut(): Promise<void> {
+    await Promise.all([...this.#calls.values()].map((call) => call.hangup()));
+    try {
+      for (const { sid, is_current } of await this.sessions()) if (is_current) await this.endSession(sid);
+    } catch (error) {
+      if (!isSignedOut(error) && !(error instanceof HeliographError && error.code === "not_found")) throw error; // else it is over already
+    }
+    this.rest.session = undefined;
+    for (const roomId of this.#joined) this.#recovery.forget(roomId);
+    this.#joined.clear();
+    this.#isOnCall = false;
+    this.#socket?.close();
   }
 
   /** A one-time ticket for the socket, good for half a minute. */
@@ -127,10 +180,13 @@ export class Client {
     return (await this.rest.call<{ ticket: string }>("POST", "/v1/tickets")).ticket;
   }
 
-  /** Open the socket; from then on it is opened again whenever it closes. */
+  /** Open the socket; from then on it is opened again whenever it closes. After `closed` this brings it back. */
   async connect(): Promise<Welcome> {
-    const welcome = await this.#open();
-    void this.#keepOpen();
+    this.#isClosing = false;
+    const welcome = this.#socket?.isOpen && this.welcome ? this.welcome : await this.#open();
+    this.#resume();
+    this.#keeping ??= this.#keepOpen().finally(() => (this.#keeping = undefined));
+    await Promise.allSettled([...this.#joined].map((roomId) => this.join(roomId)));
     return welcome;
   }
 
@@ -139,28 +195,47 @@ export class Client {
     this.#isClosing = true;
     await Promise.all([...this.#calls.values()].map((call) => call.hangup()));
     this.#socket?.close();
+    this.#resume();
   }
 
-  async #open(): Promise<Welcome> {
+  #open(): Promise<Welcome> {
+    return (this.#opening ??= this.#openOne().finally(() => (this.#opening = undefined)));
+  }
+
+  async #openOne(): Promise<Welcome> {
     let arrive: (event: HeliographEvent) => void;
     const arrived = new Promise<HeliographEvent>((resolve) => (arrive = resolve));
     const socket: Socket = await openSocket(this.socketUrl, await this.ticket(), (event) => {
       if (event.event === "welcome") arrive(event);
-      if (event.event === "closed" && socket === this.#retiring) return;
-      if (event.event === "closed") this.#isClosing = true; // this device opened another socket elsewhere: coming back would only fight it
+      if (event.event === "closed" && !this.#isForGood(event, socket)) return;
       this.#recovery.receive(event);
     });
     try {
+      socket.token = await this.rest.token();
       await socket.exchange("hello", makeId("msg"), newTraceId(), undefined, { client: CLIENT_NAME }, this.timeoutMs);
       const welcome = await Promise.race([arrived, sleep(this.timeoutMs).then(() => Promise.reject(ours("timed_out", "The server sent no welcome.")))]);
       this.welcome = welcome.body as unknown as Welcome;
-      this.#socketLifeMs = this.welcome.reconnect_by_ms - (welcome.at_ms ?? Date.now());
+      if (this.welcome.account_id !== this.rest.session?.account_id) throw ours("connection_lost", "Somebody signed in or out meanwhile.");
+      if (welcome.at_ms !== undefined) this.rest.told(welcome.at_ms);
+      this.#socketLifeMs = this.welcome.reconnect_by_ms - this.rest.nowMs();
+      this.#planProof(socket, this.welcome.auth_expires_at_ms);
     } catch (error) {
       socket.close();
       throw error;
     }
     this.#socket = socket;
     return this.welcome;
+  }
+
+  /** Whether a `closed` is the end until `connect`: this device opened another socket elsewhere, and coming back would only fight it. */
+  #isForGood({ body }: HeliographEvent, socket: Socket): boolean {
+    if (socket === this.#retiring) return false;
+    if (body["reason"] === "token_expired" || body["reason"] === "signed_out") {
+      socket.close(); // a lost socket as any other: the next ticket tells whether this device is still signed in
+      return false;
+    }
+    this.#isClosing = true;
+    return true;
   }
 
   /** Ping while open; open the next socket before the server must end this one, or when it closed. */
@@ -170,7 +245,7 @@ export class Client {
       const isDue = await this.#tended(socket);
       if (this.#isClosing) return;
       if (isDue) this.#retiring = socket;
-      else this.#socket = undefined;
+      else if (this.#socket === socket) this.#socket = undefined;
       if (!(await this.#openAgain(socket))) return;
       socket.close();
     }
@@ -199,6 +274,10 @@ export class Client {
         waitedS = 0;
         void this.#ping().catch(() => socket.close()); // no answer: half-open
       }
+      if (performance.now() >= socket.proveAtMs) {
+        socket.proveAtMs = performance.now() + PROVE_AGAIN_MS;
+        void this.#prove(socket, socket.token);
+      }
       timer = setTimeout(tick, 1_000);
     };
     timer = setTimeout(tick, 1_000);
@@ -209,15 +288,51 @@ export class Client {
   async #openAgain(old: Socket): Promise<boolean> {
     for (let attempt = 0; !this.#isClosing; attempt += 1) {
       await sleep(backoffMs(attempt));
+      const signIns = this.#signIns;
       try {
-        await this.#open();
+        if (!this.#socket || this.#socket === old) await this.#open();
         await Promise.all([...this.#joined].map((roomId) => this.join(roomId)));
       } catch (error) {
-        if (error instanceof HeliographError && error.status === 401) return false; // signed out
+        if (isSignedOut(error) && signIns === this.#signIns) await this.#signedOut(error, old);
       }
       if (this.#socket && this.#socket !== old) return true;
     }
     return false;
+  }
+
+  /** The session is over: says so, and waits for the next one. */
+  async #signedOut({ code, message }: HeliographError, old: Socket): Promise<void> {
+    this.#socket = undefined;
+    old.close();
+    const resumed = new Promise<void>((resolve) => (this.#resume = resolve));
+    this.#tell({ kind: "event", event: "signed_out", body: { code, message: message.slice(code.length + 2) } });
+    await resumed;
+  }
+
+  // whose the socket is
+
+  /** Gives a socket a fresh token instead of this one, unless somebody did. Answers what went wrong; a socket that cannot have one is closed. */
+  #prove(socket: Socket, token: string): Promise<HeliographError | undefined> {
+    if (socket.token !== token) return Promise.resolve(undefined);
+    return (socket.proving ??= this.#proveOnce(socket).finally(() => (socket.proving = undefined)));
+  }
+
+  async #proveOnce(socket: Socket): Promise<HeliographError | undefined> {
+    try {
+      const token = await this.rest.token(socket.token);
+      await socket.exchange("reauth", makeId("msg"), newTraceId(), undefined, { access_token: token }, this.timeoutMs / 2);
+      socket.token = token;
+      this.#planProof(socket, this.rest.session?.expires_at_ms);
+      return undefined;
+    } catch (error) {
+      if (error instanceof HeliographError && error.retryable) return error;
+      socket.close(); // the next ticket tells what is the matter
+      return ours("connection_lost", `The socket got no fresh token: ${String(error)}`);
+    }
+  }
+
+  #planProof(socket: Socket, expiresAtMs: number | undefined): void {
+    if (expiresAtMs !== undefined) socket.proveAtMs = performance.now() + proveAfterMs(expiresAtMs - this.rest.nowMs());
   }
 
   async #ping(): Promise<void> {
@@ -230,17 +345,31 @@ export class Client {
   /** Send a frame and wait for its acknowledgement; sent again with the same id while that may help. Throws HeliographError. */
   async request(action: string, roomId?: string, body: Json = {}, traceId = newTraceId()): Promise<Ack> {
     const [id, deadlineMs] = [makeId("msg"), performance.now() + this.timeoutMs];
+    let hasProved = false;
     for (let attempt = 0; ; attempt += 1) {
+      const socket = this.#socket;
+      const token = socket?.token ?? "";
       try {
-        if (!this.#socket) throw ours("connection_lost", `${action}: not connected.`);
-        return await this.#socket.exchange(action, id, traceId, roomId, body, this.timeoutMs / 2);
-      } catch (error) {
+        if (!socket) throw ours("connection_lost", `${action}: not connected.`);
+        return await socket.exchange(action, id, traceId, roomId, body, this.timeoutMs / 2);
+      } catch (refused) {
+        const isExpired: boolean = refused instanceof HeliographError && refused.code === "token_expired" && !hasProved;
+        const error: unknown = isExpired && socket ? await this.#prove(socket, token) : this.#left(refused, socket);
+        hasProved ||= error === undefined;
+        if (error === undefined) continue;
         if (!(error instanceof HeliographError) || !error.retryable) throw error;
         const afterMs = error.retryAfterMs ?? backoffMs(attempt);
         if (performance.now() + afterMs >= deadlineMs) throw error;
         await sleep(afterMs);
       }
     }
+  }
+
+  /** A socket whose session is over is left, and what went over it may go over the next one. */
+  #left(error: unknown, socket: Socket | undefined): unknown {
+    if (!(error instanceof HeliographError) || error.code !== "token_invalid") return error;
+    socket?.close();
+    return ours("connection_lost", "The session of the socket is over.");
   }
 
   /** Call back on each event of this name; answers what ends it. */
@@ -375,6 +504,11 @@ export class Client {
     void call.ended.then(() => this.#calls.delete(call.callId));
     return call;
   }
+}
+
+/** Whether signing in is all that helps. */
+function isSignedOut(error: unknown): error is HeliographError {
+  return error instanceof HeliographError && (error.status === 401 || error.code === "signed_out");
 }
 
 /** The call once its description is out; one that could not begin (no microphone, say) tells the peer. */

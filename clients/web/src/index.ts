@@ -1,6 +1,6 @@
 /** Everything an application needs. */
 export { Call, type CallOptions, type IcePolicy, type Rung } from "./call";
-export { Client, IncomingCall, type Member, type Presence, type Room, type Status, type Welcome } from "./client";
+export { Client, IncomingCall, type Member, type Presence, type Room, type SessionInfo, type Status, type Welcome } from "./client";
 export { HeliographError, type Json } from "./errors";
 export type { Ack, HeliographEvent } from "./frames";
 export { makeId } from "./ids";

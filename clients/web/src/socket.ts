@@ -1,6 +1,6 @@
 /** One WebSocket: opened with a ticket, frames numbered, acknowledgements handed to whoever waits. It does not come back; the client opens the next one. */
 
-import { type Json, ours } from "./errors";
+import { type HeliographError, type Json, ours } from "./errors";
 import { type Ack, type HeliographEvent, SUBPROTOCOL, TICKET_PREFIX, buildFrame, parseFrame } from "./frames";
 
 interface Waiting {
@@ -19,6 +19,9 @@ export function openSocket(socketUrl: string, ticket: string, onEvent: (event: H
 
 export class Socket {
   readonly closed: Promise<number>; // with the close code
+  token = ""; // the access token by which the server knows whose socket it is
+  proveAtMs = Infinity; // when a fresh one is due, by performance.now()
+  proving: Promise<HeliographError | undefined> | undefined;
   #socket: WebSocket;
   #clientSeq = 0;
   #waiting = new Map<string, Waiting>();
@@ -44,6 +47,10 @@ export class Socket {
       this.#waiting.set(id, { resolve: (ack) => (clearTimeout(timer), resolve(ack)), reject: (error) => (clearTimeout(timer), reject(error)) });
       this.#socket.send(frame);
     }).finally(() => this.#waiting.delete(id));
+  }
+
+  get isOpen(): boolean {
+    return this.#socket.readyState === WebSocket.OPEN;
   }
 
   close(): void {
