@@ -14,6 +14,8 @@ from functions.live_rooms import leave as leave_room
 from functions.perform import perform
 from functions.presence_fanout import Known, acquaintances, presences, tell
 from functions.put_off import look_after
+from heliograph.access import authorise
+from heliograph.access import own as own_tenant
 from heliograph.bitrate.board import Report, State, decide
 from heliograph.effects import Close, Effect, Post
 from heliograph.errors import NotFound, Unavailable
@@ -105,11 +107,13 @@ def stats(received: Received) -> JsonObject:
 
 def ping(received: Received) -> JsonObject:
     """Keeps the socket alive, writes again what Redis may have lost, and finds lost posts: they are durable, so this works without Redis too."""
-    who = received.identity
+    who, named_rooms = received.identity, received.frame.body.get("rooms", [])
+    if named_rooms:
+        authorise(who, "rooms:read", own_tenant(who))  # first: a refused frame changes nothing
     with suppress(Unavailable):
         own = wiring.connections().own(who.tenant_id, who.account_id, received.connection_id, who.device_id, received.generation, received.now_ms)
         wiring.connections().put(who.tenant_id, who.account_id, own)
-    for named in received.frame.body.get("rooms", []):
+    for named in named_rooms:
         with suppress(NotFound):  # no longer a member: the other rooms still count
             _keep_up(received, named["room_id"], Position.of(named))
     return acknowledgement(received.frame.id)
