@@ -9,7 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = {"chromium": "chromium", "turnserver": "coturn", "redis-server": "redis-server"}
+PACKAGES = {"chromium": "chromium", "turnserver": "coturn", "redis-server": "redis-server", "aplay": "alsa-utils"}  # the last for its recordings of speech
 
 
 def missing(programs: list[str]) -> list[str]:
