@@ -295,8 +295,6 @@ def _must_be_taken(person: Person, action: str, room_id: str | None) -> None:
         raise AssertionError(f"{action}: {answer}")
 
 
-REMEMBERED: Final = (errors.Glare.code, errors.NegotiationStale.code)
-"""Refusals beside which a call's record notes whose offer lost: the rules of negotiation say so."""
 CONTEXT: Final = SimpleNamespace(function_name="fuzz", aws_request_id="00000000-0000-0000-0000-000000000000", function_version="1", memory_limit_in_mb=512)
 
 
@@ -389,7 +387,7 @@ class Batch:
             self._taken(sent, said, touched)
             return
         self._tally.refused[said["code"]] += 1
-        if said["code"] in REMEMBERED and all(":call:" in name for name in touched):
+        if said["code"] == errors.Glare.code and all(":call:" in name for name in touched):
             self._tally.glares += bool(touched)
             self._written |= touched
         elif touched:

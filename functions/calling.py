@@ -32,7 +32,7 @@ def pass_on(received: Received) -> JsonObject:
     devices = tuple(c.device_id for c in _live(who.tenant_id, callee_id, received.now_ms))
     decision = _decide(room, signal.call_id, lambda call: request(call, actor, signal, devices, received.now_ms))
     reached = _perform(room, decision, frame, actor, received.connection_id, received.now_ms)
-    if frame.action == "offer" and devices and not reached:  # every socket turned out to be gone
+    if frame.action == "offer" and decision.refusal is None and devices and not reached:  # every socket turned out to be gone
         decision = _decide(room, signal.call_id, lambda call: request(call, actor, signal, (), received.now_ms))
         _perform(room, decision, frame, actor, received.connection_id, received.now_ms)
     if frame.action == "offer" and decision.refusal is None:

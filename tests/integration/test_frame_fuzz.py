@@ -10,7 +10,7 @@ import pytest
 
 from bench import fuzz_frames
 from bench._fuzzed_frames import MUTATIONS
-from bench._signal_world import World, stores, world
+from bench._signal_world import SDP, World, new_id, stores, world
 from bench.fuzz_frames import Handler, fuzz, handlers
 from functions.routes import socket_routes
 
@@ -95,3 +95,19 @@ def test_the_judges_find(made: World, action: str, wrap: Wrap, finding: str) -> 
 def test_the_judges_find_what_is_slow(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_frames, "SLOW_S", 0.0)
     assert len(fuzz(made, 50, seed=3).findings) == 50
+
+
+def test_the_offer_that_loses_a_glare_is_told_so(made: World) -> None:
+    """Its sender rolls back and answers the other one; `negotiation_stale` would have it offer again."""
+    call_id, codes = new_id("call"), set()
+    made.room_id = new_id("room")  # the runs above emptied the stores
+    made.make_room()
+    with fuzz_frames.opened(made):
+        for person in (made.ana, made.ben):
+            handlers()["hello"](person.frame("hello", {}), fuzz_frames.CONTEXT)
+        for person, other, negotiation_id in ((made.ana, made.ben, "n1"), (made.ben, made.ana, "n2"), (made.ana, made.ben, "n3")):
+            to = {"account_id": other.account_id, "device_id": other.device_id}
+            body = {"call_id": call_id, "to": to, "negotiation_id": negotiation_id, "sdp": SDP}
+            answer = handlers()["offer"](person.frame("offer", body, made.room_id), fuzz_frames.CONTEXT)
+            codes.add(json.loads(answer["body"]).get("code"))
+    assert codes == {None, "glare"}
