@@ -30,6 +30,11 @@ class Verdict:
         return self.found.last_seq if self.found else None
 
     @property
+    def proved(self) -> Identity:
+        """What the socket proved last, after its ticket; who called, elsewhere."""
+        return identity_from(self.found.proved) if self.found and self.found.proved else self.who
+
+    @property
     def is_hopeless(self) -> bool:
         """Whether it will be refused whatever comes: nobody should wait for its turn."""
         return self.found is not None and (self.found.is_ended or self.found.lacking is not None)
@@ -40,8 +45,8 @@ class Verdict:
             return _admitted_by_ledger(self.who)
         if self.found.is_ended:
             raise TokenInvalid("The session has ended; sign in again.")
-        must_not_lack(self.found.lacking)
-        who = identity_from(self.found.proved) if self.found.proved else self.who
+        _must_not_lack(self.found.lacking)
+        who = self.proved
         if not may_be_expired and (who.issued_at_ms < self.found.stale_before_ms or now_ms > who.expires_at_ms + LEEWAY_S * 1000):
             raise TokenExpired
         return who
@@ -50,13 +55,12 @@ class Verdict:
         """Why a socket whose frame was refused like this is to be closed; None while it may still prove anew who speaks on it."""
         if not isinstance(refusal, TokenExpired):
             return "signed_out"
-        expires_at_ms = int(self.found.proved["expires_at_ms"]) if self.found and self.found.proved else self.who.expires_at_ms
-        return "token_expired" if now_ms > expires_at_ms + grace_s * 1000 else None
+        return "token_expired" if now_ms > self.proved.expires_at_ms + grace_s * 1000 else None
 
 
 def ask(who: Identity, limit: str | None, connection_id: str = "") -> Verdict:
     """Takes the tokens of this request or frame, and says what is known of its sender. Unavailable where a limit fails closed."""
-    buckets = [bucket(who, name) for name in (*ALWAYS, *([limit] if limit else []))]
+    buckets = [_bucket(who, name) for name in (*ALWAYS, *([limit] if limit else []))]
     try:
         return Verdict(who, wiring.admissions().admit(who, buckets, connection_id))
     except Unavailable as away:
@@ -68,9 +72,14 @@ def admit_stranger(owner: str, *limits: str) -> None:
     """Takes a token of each limit of an address or a login; RateLimited, or Unavailable where a limit fails closed."""
     buckets = [Bucket(wiring.limits()[name], owner) for name in limits]
     try:
-        must_not_lack(wiring.admissions().take(owner, buckets))
+        _must_not_lack(wiring.admissions().take(owner, buckets))
     except Unavailable as away:
         _must_fail_open(buckets, away)
+
+
+def admit_to_ledger(who: Identity) -> None:
+    """Takes the token of one refusal that is written down; RateLimited, or Unavailable: then it is only logged."""
+    _must_not_lack(wiring.admissions().admit(who, [_bucket(who, "audited_refusals")]).lacking)
 
 
 def address(source_ip: str) -> str:
@@ -78,13 +87,12 @@ def address(source_ip: str) -> str:
     return f"address/{address_key(source_ip)}"
 
 
-def must_not_lack(lacking: Lacking | None) -> None:
+def _must_not_lack(lacking: Lacking | None) -> None:
     if lacking is not None:
         raise RateLimited(f"Too many requests (limit {lacking.limit}); wait and try again.", retry_after_ms=lacking.wait_ms)
 
 
-def bucket(who: Identity, name: str) -> Bucket:
-    """The caller's bucket of a named limit."""
+def _bucket(who: Identity, name: str) -> Bucket:
     limit = wiring.limits()[name]
     return Bucket(limit, who.device_id if limit.per == "device" else "")
 

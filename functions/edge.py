@@ -47,7 +47,6 @@ class Request:
     body: JsonObject
     trace_id: str
     now_ms: int
-    source_ip: str
     caller: Identity | None = None
 
     @property
@@ -165,8 +164,10 @@ def _wait_for_turn(owner: tuple[str, str, str], seq: int, last: int | None) -> N
     end_s = time.monotonic() + ORDER_WAIT_S
     while last is not None and last < seq - 1 and time.monotonic() < end_s:
         time.sleep(ORDER_POLL_S)
-        with suppress(errors.Unavailable):
+        try:
             last = wiring.connections().last_seq(*owner)
+        except errors.Unavailable:
+            return  # it went away meanwhile, and the count with it
     if last is not None and last >= seq:
         raise errors.OutOfOrder
 
@@ -180,17 +181,17 @@ def _scope(action: str) -> str:
 
 def _request(event: LambdaEvent, route: Http, trace_id: str, caller: list[Identity]) -> tuple[Request, str | None]:
     """The validated request and its Idempotency-Key; puts who is asking into `caller`, for the log of a refusal."""
-    source_ip = str(event["requestContext"].get("http", {}).get("sourceIp", ""))
     if route.scope is not None:
         caller.append(_caller(event, route))
         authorise(caller[0], route.scope, own(caller[0]))
     elif route.limit is not None:
-        admission.admit_stranger(admission.address(source_ip), *dict.fromkeys(("address", route.limit)))
+        address = admission.address(event["requestContext"]["http"]["sourceIp"])
+        admission.admit_stranger(address, *dict.fromkeys(("address", route.limit)))
     key = check_idempotency_key(event["headers"].get("idempotency-key")) if route.method == "POST" else None
     path = {name: str(value) for name, value in (event.get("pathParameters") or {}).items()}
     query = SHAPES[route.query].check(dict(event.get("queryStringParameters") or {}), "query") if route.query else {}
     body = SHAPES[route.body].check(parse_json(_body(event), MAX_BODY_BYTES), "body") if route.body else {}
-    return Request(route, path, query, body, trace_id, now_ms(), source_ip, caller[0] if caller else None), key
+    return Request(route, path, query, body, trace_id, now_ms(), caller[0] if caller else None), key
 
 
 def _caller(event: LambdaEvent, route: Http) -> Identity:
@@ -238,7 +239,7 @@ def _translated(caught: Exception, trace_id: str, context: Any, route_key: str, 
 def _audit(who: Identity, route_key: str, code: str, trace_id: str) -> None:
     """A refusal goes to the ledger, as long as there are not too many of them, and never stands in the way of the answer."""
     with suppress(errors.RateLimited, errors.Unavailable):
-        admission.must_not_lack(wiring.admissions().admit(who, [admission.bucket(who, "audited_refusals")]).lacking)
+        admission.admit_to_ledger(who)
         audit_refusal(who, route_key, code, trace_id)
 
 
