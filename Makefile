@@ -38,9 +38,13 @@ $(STAMP)/demo: | $(STAMP)/python
 	@$(MAKE) --no-print-directory --silent $(STAMP)/web || echo "== no web demo this time: the web client could not be built"
 	@touch $@
 
+$(STAMP)/speech: | $(STAMP)/python
+	@command -v espeak-ng > /dev/null || $(BIN)/python -m local.system aplay || true  # the call itself says what is missing when nothing can speak
+	@touch $@
+
 setup: $(STAMP)/python  ## make .venv with everything the product needs on a laptop
 
-run: setup $(STAMP)/demo  ## the whole product on this laptop, one real call made; ONCE=1 ends after the call
+run: setup $(STAMP)/demo $(STAMP)/speech  ## the whole product on this laptop, one real call made; ONCE=1 ends after the call
 	@$(BIN)/python -m local $(if $(ONCE),--once)
 
 check: setup  ## style, types, import rules, unit and contract tests
