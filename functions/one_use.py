@@ -10,6 +10,6 @@ from heliograph.errors import Unavailable
 def is_first_use(tenant_id: str, account_id: str, jti: str, kept_s: int) -> bool:
     """Whether nobody used this before; remembered for `kept_s`, which must outlive the thing itself."""
     try:
-        return wiring.tickets().take(tenant_id, account_id, jti, kept_s)
+        return wiring.one_use().take(tenant_id, account_id, jti, kept_s)
     except Unavailable:
-        return wiring.spare_tickets().take(tenant_id, account_id, jti, kept_s, now_ms())
+        return wiring.spare_one_use().take(tenant_id, account_id, jti, kept_s, now_ms())

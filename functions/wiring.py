@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from adapters.links_s3 import Links
     from adapters.live_mongo import SpareLive
     from adapters.media_mongo import MediaRecords
+    from adapters.one_use_mongo import OneUse as SpareOneUse
+    from adapters.one_use_redis import OneUse
     from adapters.outbox_apigateway import SyncOutbox
     from adapters.push_fcm import Fcm
     from adapters.pushes_mongo import Pushes
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from adapters.rooms_mongo import Rooms
     from adapters.sessions_mongo import Sessions
     from adapters.streams_mongo import Streams
-    from adapters.tickets_mongo import Tickets as SpareTickets
-    from adapters.tickets_redis import Tickets
     from adapters.tokens_jwt import Tokens
 
 
@@ -91,18 +91,18 @@ def boards() -> Boards:
 
 
 @cache
-def tickets() -> Tickets:
-    from adapters.tickets_redis import Tickets
+def one_use() -> OneUse:
+    from adapters.one_use_redis import OneUse
 
-    return Tickets(redis())
+    return OneUse(redis())
 
 
 @cache
-def spare_tickets() -> SpareTickets:
-    """Where tickets are taken while Redis is away."""
-    from adapters.tickets_mongo import Tickets
+def spare_one_use() -> SpareOneUse:
+    """Where the first use is marked while Redis is away."""
+    from adapters.one_use_mongo import OneUse
 
-    return Tickets(database())
+    return OneUse(database())
 
 
 @cache

@@ -22,14 +22,14 @@ from adapters.ledger_mongo import Ledger
 from adapters.live_mongo import SpareLive
 from adapters.media_mongo import MediaRecords
 from adapters.migrations_mongo import migrate
+from adapters.one_use_mongo import OneUse as SpareOneUse
+from adapters.one_use_redis import OneUse
 from adapters.passwords_argon2 import hashed, is_right
 from adapters.pushes_mongo import Pushes
 from adapters.rooms_mongo import Rooms
 from adapters.sessions_mongo import Sessions
 from adapters.settings import Settings, SettingsError, load, now_ms, random_bytes
 from adapters.streams_mongo import Streams
-from adapters.tickets_mongo import Tickets as SpareTickets
-from adapters.tickets_redis import Tickets
 from heliograph.bitrate.board import State
 from heliograph.errors import Conflict, ConnectedElsewhere, IdTaken, InProgress, Unavailable
 from heliograph.ids import new_id
@@ -294,7 +294,7 @@ def test_connections_come_and_go_per_account_and_every_key_has_a_ttl(redis_serve
     assert (is_new, roster.version, roster.participants) == (True, 1, (participant,))
     assert connections.enter_room(tenant_id, "room", participant) == (False, roster)
     assert connections.in_room(tenant_id, "room") == [participant]
-    Tickets(redis_server).take(tenant_id, "acc", "jti", 60)
+    OneUse(redis_server).take(tenant_id, "acc", "jti", 60)
     Boards(redis_server).put(tenant_id, "acc", "dev", "call", State(rung=7))
     held = list(redis_server.scan_iter(f"hg:{{{tenant_id}/*"))
     assert len(held) == 8
@@ -355,13 +355,13 @@ def test_a_store_that_hangs_costs_one_time_out_and_not_one_per_command(tenant_id
 
 
 def test_a_ticket_is_taken_once(redis_server: Any, tenant_id: str) -> None:
-    tickets = Tickets(redis_server)
+    tickets = OneUse(redis_server)
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(lambda _: tickets.take(tenant_id, "acc", "jti", 60), range(8))) == [False] * 7 + [True]
 
 
 def test_a_ticket_is_taken_once_in_mongodb_too(database: Any, tenant_id: str) -> None:
-    tickets = SpareTickets(database)
+    tickets = SpareOneUse(database)
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(lambda _: tickets.take(tenant_id, "acc", "jti", 60, now_ms()), range(8))) == [False] * 7 + [True]
     assert tickets.take(tenant_id, "acc", "another", 60, now_ms())

@@ -8,7 +8,7 @@ from adapters import keys
 from adapters.redis_client import translated
 
 
-class Tickets:
+class OneUse:
     def __init__(self, client: Any) -> None:
         self._redis = client
 

@@ -8,7 +8,7 @@ from typing import Any
 from adapters.mongo_client import translated
 
 
-class Tickets:
+class OneUse:
     def __init__(self, database: Any) -> None:
         self._used = database.used_tickets
 
