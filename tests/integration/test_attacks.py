@@ -13,7 +13,7 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,7 +29,6 @@ import pytest
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from adapters import mongo_client
 from adapters.accounts_mongo import Account, Accounts
 from adapters.identities_mongo import Identities
 from adapters.settings import now_ms
@@ -1292,14 +1291,6 @@ class Course:
 def course(stack: RunningStack) -> Course:
     pids = stack.endpoints()["pids"]
     return Course({name: pid for name, pid in pids.items() if isinstance(pid, int)}, pids["functions"], {path: path.stat().st_size for path in logs(stack)})
-
-
-@pytest.fixture(scope="module")
-def ledger(stack: RunningStack) -> Iterator[Any]:
-    endpoints = stack.endpoints()
-    database = mongo_client.connect(endpoints["mongodb_uri"], endpoints["mongodb_database"])
-    yield database
-    database.client.close()
 
 
 @pytest.fixture

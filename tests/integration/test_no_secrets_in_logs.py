@@ -25,7 +25,7 @@ import aiohttp
 import pytest
 import requests
 
-from adapters import mongo_client, redis_client
+from adapters import redis_client
 from adapters.accounts_mongo import Account
 from adapters.passwords_argon2 import hashed
 from heliograph_client import make_id
@@ -359,14 +359,6 @@ def own_secrets(stack: RunningStack) -> dict[str, str]:
         lines = pem.splitlines()[1:-1]
         found |= {f"{name}, first": lines[0][-16:], f"{name}, second": lines[1][:24]}
     return found | {f"the sample password of {user['login']}": user["password"] for user in stack.endpoints()["users"]}
-
-
-@pytest.fixture(scope="module")
-def ledger(stack: RunningStack) -> Iterator[Any]:
-    endpoints = stack.endpoints()
-    database = mongo_client.connect(endpoints["mongodb_uri"], endpoints["mongodb_database"])
-    yield database
-    database.client.close()
 
 
 @pytest.fixture(scope="module")
