@@ -31,9 +31,69 @@ COMPUTED: Final = frozenset(
         "timers_queue_url",
     }
 )
-OWN: Final = {  # name -> default, sentence
-    "allow_origins": ("", "Comma-separated origins of web clients, for CORS of the REST API and of the media bucket; empty for none."),
-    "bundle": ("false", "`true` adds the dependencies of the functions as a layer (pip, from the network); `cdk.json` sets it, a plain synth does without."),
+MADE: Final = {  # settings of the functions that the stacks work out unless they are given -> what must then be given
+    "redis_url": "without a VPC there is no ElastiCache: give -c heliograph:redis_url=rediss://…, or leave heliograph:vpc at true.",
+    "turn_urls": "without a media fleet there is no relay of ours: give -c heliograph:turn_urls=turn:…, or leave heliograph:media at ec2.",
+}
+PRESETS: Final = ("dev", "prod", "prod-multi-az")
+BOOLEANS: Final = ("false", "true")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A setting of the stacks themselves: its default in each preset, what it may be (any text where empty), a sentence."""
+
+    dev: str
+    prod: str
+    prod_multi_az: str
+    doc: str
+    one_of: tuple[str, ...] = ()
+    whole: bool = False
+
+    def default(self, preset: str) -> str:
+        return {"dev": self.dev, "prod": self.prod, "prod-multi-az": self.prod_multi_az}[preset]
+
+
+def _same(value: str, doc: str, one_of: tuple[str, ...] = ()) -> Choice:
+    return Choice(value, value, value, doc, one_of)
+
+
+OWN: Final = {
+    "allow_origins": _same("", "Comma-separated origins of web clients, for CORS of the REST API and of the media bucket; empty for none."),
+    "bundle": _same("false", "`true` adds the dependencies of the functions as layers (pip, from the network); `cdk.json` sets it.", BOOLEANS),
+    "architecture": _same("arm64", "Processor of functions and relays.", ("arm64", "x86_64")),
+    "vpc": _same("true", "`false` makes no network: the functions run outside a VPC, `redis_url` is required and there is no media fleet.", BOOLEANS),
+    "availability_zones": Choice("2", "2", "3", "In how many Availability Zones the network lies (2 or 3).", ("2", "3")),
+    "egress": Choice(
+        "ipv6",
+        "nat-gateway",
+        "nat-gateway",
+        "How functions in the VPC reach the internet: `ipv6` costs nothing and reaches only what has an IPv6 address (AWS and FCM do, Atlas does not); "
+        "`nat-instance` is one small machine; `nat-gateway` is one per zone in prod-multi-az, else one.",
+        ("ipv6", "nat-instance", "nat-gateway"),
+    ),
+    "redis_max_gb": Choice("1", "5", "20", "Maximum of ElastiCache Serverless in GB: an alarm rings at 60 %, because a full cache evicts keys with a TTL first.", whole=True),
+    "mongodb": _same("secret", "`secret`: the ledger's URI is put into a secret by hand; `atlas`: MongoDB Atlas resources are made.", ("secret", "atlas")),
+    "atlas_project_id": _same("", "Project of MongoDB Atlas; needed by `mongodb=atlas`."),
+    "atlas_profile": _same("default", "Secret profile of the Atlas resource types in CloudFormation."),
+    "edge": Choice("cloudfront", "cloudfront-waf", "cloudfront-waf", "What stands before the APIs.", ("none", "cloudfront", "cloudfront-waf")),
+    "snap_start": Choice("false", "true", "true", "SnapStart of the functions that a person waits for.", BOOLEANS),
+    "reserved_concurrency": _same("", "Reserved concurrency of functions, `name=number`, comma-separated; empty for none (a new account has 10 in all)."),
+    "media": _same("ec2", "Where the media fleet runs; `fargate` has no host network, so one relay a task.", ("none", "ec2", "fargate")),
+    "relay_entry": Choice(
+        "address",
+        "load-balancer",
+        "load-balancer",
+        "`address`: clients are told the fixed addresses of a fleet of fixed size; `load-balancer`: a Network Load Balancer before a fleet that grows.",
+        ("address", "load-balancer"),
+    ),
+    "relay_instance": Choice("t4g.micro", "c7gn.medium", "c7gn.large", "EC2 instance type of a relay."),
+    "relay_min": Choice("1", "2", "3", "Least number of relays.", whole=True),
+    "relay_max": Choice("1", "6", "12", "Most relays; with `relay_entry=address` the same as `relay_min`.", whole=True),
+    "image_uri": _same("", "Image of the media fleet that is there already; empty builds it with CodeBuild."),
+    "alarm_email": _same("", "Who gets the alarms; empty makes the topic without a subscriber."),
+    "monthly_budget_usd": Choice("30", "500", "1500", "The budget whose forecast raises an alarm, USD a month.", whole=True),
+    "log_days": Choice("7", "30", "90", "How long logs are kept, in days.", ("1", "3", "5", "7", "14", "30", "60", "90", "180", "365")),
 }
 _STAGE: Final = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
@@ -47,17 +107,38 @@ class Deployment:
     """One deployment's choices. `settings` has a text for every setting of the functions that is not computed."""
 
     settings: Mapping[str, str]
-    allow_origins: tuple[str, ...] = ()
-    bundle: bool = False
+    own: Mapping[str, str]
+    preset: str = "dev"
 
     @property
     def stage(self) -> str:
         return self.settings["stage"]
 
+    @property
+    def allow_origins(self) -> tuple[str, ...]:
+        return tuple(item.strip() for item in self.own["allow_origins"].split(",") if item.strip())
+
+    def has(self, name: str) -> bool:
+        """Whether a true-or-false setting is true."""
+        return self.own[name] == "true"
+
+    def number(self, name: str) -> int:
+        return int(self.own[name])
+
+    @property
+    def makes_redis(self) -> bool:
+        """Whether the stacks make the session store, because nobody named one."""
+        return not self.settings["redis_url"]
+
+    @property
+    def makes_media(self) -> bool:
+        return self.has("vpc") and self.own["media"] != "none"
+
 
 def asked() -> dict[str, str | None]:
     """Context settings that become settings of the functions: name -> default, None where there is none."""
-    return {item.name: None if item.default is MISSING else str(item.default) for item in fields(Settings) if item.name not in COMPUTED}
+    texts = {item.name: None if item.default is MISSING else str(item.default) for item in fields(Settings) if item.name not in COMPUTED}
+    return texts | {name: "" for name in MADE}
 
 
 def arguments(given: Iterable[str]) -> dict[str, str]:
@@ -73,20 +154,43 @@ def arguments(given: Iterable[str]) -> dict[str, str]:
 
 def read(context: Mapping[str, object]) -> Deployment:
     """The deployment in this CDK context; keys without our prefix are the CDK's own. ContextError names what is wrong."""
-    own = {name.removeprefix(PREFIX): _text(value) for name, value in context.items() if name.startswith(PREFIX)}
+    given = {name.removeprefix(PREFIX): _text(value) for name, value in context.items() if name.startswith(PREFIX)}
     known = asked()
-    for name in own:
+    preset = given.pop("preset", PRESETS[0])
+    if preset not in PRESETS:
+        raise ContextError(f"{PREFIX}preset must be one of {', '.join(PRESETS)}.")
+    for name in given:
         if name not in known and name not in OWN:
-            raise ContextError(_unknown(name, [*known, *OWN]))
-    missing = [name for name, default in known.items() if default is None and not own.get(name)]
+            raise ContextError(_unknown(name, ["preset", *known, *OWN]))
+    missing = [name for name, default in known.items() if default is None and not given.get(name)]
     if missing:
         raise ContextError(f"Give the context settings {', '.join(missing)}: {' '.join(f'-c {PREFIX}{name}=<value>' for name in missing)}")
-    settings = {name: own.get(name, default or "") for name, default in known.items()}
-    _check(settings)
-    if own.get("bundle", OWN["bundle"][0]) not in ("true", "false"):
-        raise ContextError(f"{PREFIX}bundle must be true or false.")
-    origins = tuple(item.strip() for item in own.get("allow_origins", "").split(",") if item.strip())
-    return Deployment(settings, origins, own.get("bundle") == "true")
+    deployment = Deployment(
+        {name: given.get(name, default or "") for name, default in known.items()},
+        {name: given.get(name, choice.default(preset)) for name, choice in OWN.items()},
+        preset,
+    )
+    _check_own(deployment)
+    _check(deployment.settings)
+    return deployment
+
+
+def _check_own(deployment: Deployment) -> None:
+    """Each choice by itself, then those that do not go together."""
+    for name, choice in OWN.items():
+        value = deployment.own[name]
+        if choice.one_of and value not in choice.one_of:
+            raise ContextError(f"{PREFIX}{name} must be {' or '.join(choice.one_of)}.")
+        if choice.whole and not (value.isdecimal() and int(value) >= 1):
+            raise ContextError(f"{PREFIX}{name} must be a whole number, at least 1.")
+    if deployment.makes_redis and not deployment.has("vpc"):
+        raise ContextError(f"{PREFIX}redis_url is missing: {MADE['redis_url']}")
+    if not deployment.makes_media and not deployment.settings["turn_urls"]:
+        raise ContextError(f"{PREFIX}turn_urls is missing: {MADE['turn_urls']}")
+    if deployment.own["mongodb"] == "atlas" and not deployment.own["atlas_project_id"]:
+        raise ContextError(f"{PREFIX}atlas_project_id is missing: mongodb=atlas makes a cluster in that project.")
+    if deployment.own["relay_entry"] == "address" and deployment.own["relay_min"] != deployment.own["relay_max"]:
+        raise ContextError(f"{PREFIX}relay_min and {PREFIX}relay_max must be the same with relay_entry=address: clients are told every address.")
 
 
 def _text(value: object) -> str:
@@ -104,8 +208,9 @@ def _unknown(name: str, known: list[str]) -> str:
 def _check(settings: Mapping[str, str]) -> None:
     if not _STAGE.fullmatch(settings["stage"]):
         raise ContextError(f"{PREFIX}stage must be 1 to 20 of a-z, 0-9 and -, a letter first: it stands in names of stacks and secrets.")
-    _check_redis_url(settings["redis_url"])
-    values = {ENVIRONMENT + name.upper(): text for name, text in settings.items()} | {ENVIRONMENT + name.upper(): "computed" for name in COMPUTED}
+    if settings["redis_url"]:
+        _check_redis_url(settings["redis_url"])
+    values = {ENVIRONMENT + name.upper(): text or "computed" for name, text in settings.items() if text or name in MADE} | {ENVIRONMENT + name.upper(): "computed" for name in COMPUTED}
     try:
         load(values)
     except SettingsError as error:
