@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from heliograph.errors import Unavailable
 
 APPEND_ATTEMPTS = 30
+REFUSES_US: Final = frozenset({13, 18, 8000})
+"""Unauthorized: the user is gone, or a right is missing. AuthenticationFailed: another password; Atlas says AtlasError."""
+COUNTED_AGAIN_S = 5.0
 
 
 def connect(uri: str, database: str) -> Any:
@@ -38,8 +43,33 @@ def translated() -> Iterator[None]:
         yield
     except DuplicateKeyError:
         raise
-    except PyMongoError:
+    except PyMongoError as error:
+        if getattr(error, "code", None) in REFUSES_US:
+            _refused.count()
         raise Unavailable("The ledger is out of reach for a moment; try again.") from None
+
+
+class _Refused:
+    """How often MongoDB refused this process's user, counted at most once in COUNTED_AGAIN_S."""
+
+    def __init__(self) -> None:
+        self._lock, self._last_s, self.times = threading.Lock(), float("-inf"), 0
+
+    def count(self) -> None:
+        with self._lock:
+            if time.monotonic() - self._last_s >= COUNTED_AGAIN_S:
+                self._last_s, self.times = time.monotonic(), self.times + 1
+
+
+_refused = _Refused()
+
+
+def refusals() -> int:
+    """Grows when MongoDB refuses the user or the password: whoever keeps a connection then reads the secret again and makes another one.
+
+    Not at every refusal: a secret that is still the old one must not cost a read at every request.
+    """
+    return _refused.times
 
 
 def append_dense(head: int, read_head: Callable[[int], int], insert: Callable[[int], bool]) -> int:

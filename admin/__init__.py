@@ -1,1 +1,1 @@
-"""The operator's command: `python -m admin`, over the same adapters as the functions."""
+"""The operator's command: `heliograph-admin`, over the same adapters as the functions."""

@@ -1,4 +1,4 @@
-"""`python -m admin migrate | verify | add-account | add-provider | link-identity | add-service | revoke | rotate-keys | redrive`: what an operator does.
+"""`heliograph-admin migrate | verify | add-account | add-provider | link-identity | add-service | revoke | rotate-keys | redrive`: what an operator does.
 
 MongoDB's URI comes from Secrets Manager (`--mongodb-secret`) or from HELIOGRAPH_MONGODB_URI; a password is read from standard input. Neither stands in argv.
 """
@@ -20,18 +20,22 @@ from adapters.secrets_aws import read_secret
 from adapters.settings import now_ms, random_bytes
 from admin import identity, sessions
 from heliograph.auth import PEOPLE
+from heliograph.errors import Unavailable
 from heliograph.ids import new_id
 from heliograph.ledger import first_broken
 
 LEAST_PASSWORD = 12
+MIGRATION_S = 3600.0
+"""How long `migrate` waits in all: an index of a large collection takes its time."""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m admin", description="Operate a deployment of Heliograph.")
+    parser = argparse.ArgumentParser(prog="heliograph-admin", description="Operate a deployment of Heliograph.")
     parser.add_argument("--mongodb-secret", help="Secrets Manager id of {uri}; without it HELIOGRAPH_MONGODB_URI is read")
     parser.add_argument("--database", default="heliograph")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("migrate", help="create collections, validators and indexes; running it again changes nothing")
+    migrate = commands.add_parser("migrate", help="create collections, validators, indexes and on a mongos shard keys; running it again changes nothing")
+    migrate.add_argument("--dry-run", action="store_true", help="only say what is missing")
     verify = commands.add_parser("verify", help="check a tenant's transaction log; exit code 1 when its chain is broken")
     verify.add_argument("--tenant", required=True)
     account = commands.add_parser("add-account", help="create an account; its password is read from standard input")
@@ -52,10 +56,9 @@ def run(options: argparse.Namespace) -> int:
         return _print({"moved": redrive(options.dead_letter_queue_url, options.queue_url)})
     if options.command == "rotate-keys":
         return _print(sessions.rotate_keys(options.token_keys_secret, forget_previous=options.forget_previous))
-    database = mongo_client.connect(_uri(options), options.database)
     if options.command == "migrate":
-        migrations_mongo.migrate(database)
-        return _print({"migrated": sorted(database.list_collection_names())})
+        return _migrate(_uri(options), options.database, is_rehearsal=options.dry_run)
+    database = mongo_client.connect(_uri(options), options.database)
     if options.command == "verify":
         return _verify(database, options.tenant)
     if options.command == "revoke":
@@ -74,6 +77,16 @@ def redrive(dead_letter_queue_url: str, queue_url: str) -> int:
             aws_json.call("sqs", "AmazonSQS.DeleteMessage", {"QueueUrl": dead_letter_queue_url, "ReceiptHandle": message["ReceiptHandle"]})
             moved += 1
     return moved
+
+
+def _migrate(uri: str, database: str, *, is_rehearsal: bool) -> int:
+    try:
+        steps = migrations_mongo.run(uri, database, within_s=MIGRATION_S, is_rehearsal=is_rehearsal)
+    except migrations_mongo.MigrationRefused as refused:
+        _print({"database": database, "done": refused.done})
+        print(refused, file=sys.stderr)
+        return 1
+    return _print({"database": database, "missing" if is_rehearsal else "done": steps})
 
 
 def _verify(database: Any, tenant_id: str) -> int:
@@ -99,11 +112,22 @@ def _add_account(database: Any, options: argparse.Namespace) -> int:
 
 def _uri(options: argparse.Namespace) -> str:
     if options.mongodb_secret:
-        return str(read_secret(options.mongodb_secret)["uri"])
+        return _from_secret(options.mongodb_secret)
     uri = os.environ.get("HELIOGRAPH_MONGODB_URI")
     if not uri:
         raise SystemExit("Name the secret with MongoDB's URI: --mongodb-secret ID, or set HELIOGRAPH_MONGODB_URI.")
     return uri
+
+
+def _from_secret(secret_id: str) -> str:
+    try:
+        return str(read_secret(secret_id)["uri"])
+    except aws_json.AwsRefusal as refusal:
+        raise SystemExit(f"The secret {secret_id} cannot be read ({refusal.code}): it has no value yet, or these credentials may not read it.") from None
+    except (KeyError, TypeError, ValueError):
+        raise SystemExit(f'The secret {secret_id} must be the JSON object {{"uri": "mongodb+srv://…"}}.') from None
+    except Unavailable as away:
+        raise SystemExit(str(away)) from None
 
 
 def _print(answer: dict[str, Any]) -> int:
@@ -111,5 +135,10 @@ def _print(answer: dict[str, Any]) -> int:
     return 0
 
 
+def main() -> int:
+    """The console script."""
+    return run(parse(sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    raise SystemExit(run(parse(sys.argv[1:])))
+    raise SystemExit(main())

@@ -211,9 +211,9 @@ def _answer(handle: Callable[[Request], JsonObject], request: Request, key: str 
         return handle(request)
     from adapters.idempotency_mongo import once
 
-    owner = f"{request.identity.tenant_id}/{request.identity.account_id}"
-    full_key = f"{owner}/{request.route.method} {request.route.path}/{json.dumps(request.path)}/{key}"
-    return once(wiring.database().idempotency, full_key, request.body, context, lambda: handle(request))
+    who = request.identity
+    full_key = f"{who.account_id}/{request.route.method} {request.route.path}/{json.dumps(request.path)}/{key}"
+    return once(wiring.database().idempotency, who.tenant_id, full_key, request.body, context, lambda: handle(request))
 
 
 def _refused(caught: Exception, trace_id: str, context: Any, route_key: str, *caller: Identity) -> JsonObject:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from adapters import secrets_aws
+from adapters import mongo_client, secrets_aws
 from adapters.settings import aws_credentials, aws_region, now_ms, settings
 from heliograph.limits import Limit, overridden
 from heliograph.presence import Heartbeat
@@ -38,6 +38,20 @@ if TYPE_CHECKING:
     from adapters.tokens_jwt import Tokens
 
 
+T = TypeVar("T")
+
+
+class of_ledger(Generic[T]):  # noqa: N801 - a decorator
+    """Like `cache`, but built anew after MongoDB refused its user: the secret has another URI by then, or soon."""
+
+    def __init__(self, build: Callable[[], T]) -> None:
+        self._built = lru_cache(maxsize=1)(lambda refusals: build())
+        self.cache_clear = self._built.cache_clear
+
+    def __call__(self) -> T:
+        return self._built(mongo_client.refusals())
+
+
 @cache
 def logger() -> Logger:
     from aws_lambda_powertools import Logger
@@ -57,11 +71,9 @@ def redis() -> Any:
     return redis_client.connect(settings().redis_url, settings().redis_mode)
 
 
-@cache
+@of_ledger
 def database() -> Any:
-    from adapters import mongo_client
-
-    return mongo_client.connect(secrets_aws.read_secret(settings().mongodb_secret_id)["uri"], settings().mongodb_database)
+    return mongo_client.connect(secrets_aws.read_secret_now(settings().mongodb_secret_id)["uri"], settings().mongodb_database)
 
 
 @cache
@@ -97,7 +109,7 @@ def one_use() -> OneUse:
     return OneUse(redis())
 
 
-@cache
+@of_ledger
 def spare_one_use() -> SpareOneUse:
     """Where the first use is marked while Redis is away."""
     from adapters.one_use_mongo import OneUse
@@ -105,7 +117,7 @@ def spare_one_use() -> SpareOneUse:
     return OneUse(database())
 
 
-@cache
+@of_ledger
 def spare_live() -> SpareLive:
     """Who is live in a room, for when Redis is away or lost it."""
     from adapters.live_mongo import SpareLive
@@ -120,21 +132,21 @@ def calls() -> Calls:
     return Calls(redis())
 
 
-@cache
+@of_ledger
 def accounts() -> Accounts:
     from adapters.accounts_mongo import Accounts
 
     return Accounts(database())
 
 
-@cache
+@of_ledger
 def sessions() -> Sessions:
     from adapters.sessions_mongo import Sessions
 
     return Sessions(database())
 
 
-@cache
+@of_ledger
 def identities() -> Identities:
     from adapters.identities_mongo import Identities
 
@@ -155,35 +167,35 @@ def firebase_tokens() -> FirebaseTokens:
     return FirebaseTokens()
 
 
-@cache
+@of_ledger
 def rooms() -> Rooms:
     from adapters.rooms_mongo import Rooms
 
     return Rooms(database())
 
 
-@cache
+@of_ledger
 def streams() -> Streams:
     from adapters.streams_mongo import Streams
 
     return Streams(database(), redis())
 
 
-@cache
+@of_ledger
 def ledger() -> Ledger:
     from adapters.ledger_mongo import Ledger
 
     return Ledger(database())
 
 
-@cache
+@of_ledger
 def media() -> MediaRecords:
     from adapters.media_mongo import MediaRecords
 
     return MediaRecords(database())
 
 
-@cache
+@of_ledger
 def pushes() -> Pushes:
     from adapters.pushes_mongo import Pushes
 

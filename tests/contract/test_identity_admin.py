@@ -58,7 +58,7 @@ def a_key(folder: Path, name: str = "key") -> tuple[Path, ec.EllipticCurvePrivat
 
 
 async def admin(database: Any, capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int | None, Any]:
-    """What `python -m admin` does with these words: (exit code, the answer or the complaint)."""
+    """What `heliograph-admin` does with these words: (exit code, the answer or the complaint)."""
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("migrate")

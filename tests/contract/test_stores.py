@@ -243,15 +243,17 @@ def test_a_post_sent_twice_with_one_key_acts_once(database: Any, tenant_id: str)
         acted.append(1)
         return {"n": len(acted)}
 
-    assert once(database.idempotency, tenant_id, {"a": 1}, CONTEXT, act) == {"n": 1}
-    assert once(database.idempotency, tenant_id, {"a": 1}, CONTEXT, act) == {"n": 1}
-    assert once(database.idempotency, tenant_id + "2", {"a": 1}, CONTEXT, act) == {"n": 2}
+    assert once(database.idempotency, tenant_id, "key", {"a": 1}, CONTEXT, act) == {"n": 1}
+    assert once(database.idempotency, tenant_id, "key", {"a": 1}, CONTEXT, act) == {"n": 1}
+    assert once(database.idempotency, tenant_id, "another key", {"a": 1}, CONTEXT, act) == {"n": 2}
+    (kept,) = {each["tenant_id"] for each in database.idempotency.find({"tenant_id": tenant_id})}
+    assert kept == tenant_id
 
 
 def test_a_key_used_with_another_body_is_a_conflict(database: Any, tenant_id: str) -> None:
-    once(database.idempotency, tenant_id, {"a": 1}, CONTEXT, lambda: {"n": 1})
+    once(database.idempotency, tenant_id, "key", {"a": 1}, CONTEXT, lambda: {"n": 1})
     with pytest.raises(Conflict):
-        once(database.idempotency, tenant_id, {"a": 2}, CONTEXT, lambda: {"n": 2})
+        once(database.idempotency, tenant_id, "key", {"a": 2}, CONTEXT, lambda: {"n": 2})
 
 
 def test_a_refused_post_may_be_sent_again_with_its_key(database: Any, tenant_id: str) -> None:
@@ -259,8 +261,8 @@ def test_a_refused_post_may_be_sent_again_with_its_key(database: Any, tenant_id:
         raise IdTaken
 
     with pytest.raises(IdTaken):
-        once(database.idempotency, tenant_id, {}, CONTEXT, refuse)
-    assert once(database.idempotency, tenant_id, {}, CONTEXT, lambda: {"ok": 1}) == {"ok": 1}
+        once(database.idempotency, tenant_id, "key", {}, CONTEXT, refuse)
+    assert once(database.idempotency, tenant_id, "key", {}, CONTEXT, lambda: {"ok": 1}) == {"ok": 1}
 
 
 def test_a_post_that_is_still_running_is_not_run_beside_itself(database: Any, tenant_id: str) -> None:
@@ -272,10 +274,10 @@ def test_a_post_that_is_still_running_is_not_run_beside_itself(database: Any, te
         return {"ok": 1}
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(once, database.idempotency, tenant_id, {}, CONTEXT, slow)
+        first = pool.submit(once, database.idempotency, tenant_id, "key", {}, CONTEXT, slow)
         entered.wait(10)
         with pytest.raises(InProgress):
-            once(database.idempotency, tenant_id, {}, CONTEXT, lambda: {"ok": 2})
+            once(database.idempotency, tenant_id, "key", {}, CONTEXT, lambda: {"ok": 2})
         leave.set()
         assert first.result(10) == {"ok": 1}
 

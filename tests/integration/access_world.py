@@ -727,7 +727,7 @@ class Footprint:
         return dict(self._digests)
 
     def _names(self) -> list[str]:
-        return [*migrations_mongo.COLLECTIONS, "idempotency"]
+        return list(migrations_mongo.COLLECTIONS)
 
     def _digest(self, name: str) -> str:
         digest = hashlib.sha256()

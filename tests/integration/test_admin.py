@@ -34,12 +34,6 @@ def mongo(stores: Stores) -> dict[str, str]:
     return {"HELIOGRAPH_MONGODB_URI": stores.mongodb_uri}
 
 
-def test_migrating_says_what_there_is_and_may_be_repeated(mongo: dict[str, str]) -> None:
-    first, second = (admin("migrate", environment=mongo) for _ in range(2))
-    assert first == second
-    assert "room_events" in json.loads(first[1])["migrated"]
-
-
 def test_a_broken_chain_is_an_exit_code_and_a_whole_one_is_not(mongo: dict[str, str], database: Any, tenant_id: str) -> None:
     for number in range(3):
         Ledger(database).record(tenant_id, number, "test", "me", "it", {"n": number})
