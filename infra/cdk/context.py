@@ -23,6 +23,7 @@ COMPUTED: Final = frozenset(
         "token_keys_secret_id",
         "turn_secret_id",
         "fcm_secret_id",
+        "origin_secret_id",
         "issuer",
         "connections_url",
         "media_bucket",
