@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from aws_cdk import CfnOutput, Duration, Environment, RemovalPolicy, Stack
-from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_apigatewayv2 as gateway
 from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_apigatewayv2_integrations as integrations
+from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
@@ -45,7 +45,17 @@ Permission = tuple[str, str]  # IAM action, ARN
 class Api(Stack):
     """The two APIs and their functions. `code` is the staged asset root; `layer` the folder of dependencies, None for a template only."""
 
-    def __init__(self, scope: Construct, deployment: Deployment, network: Network | None, state: State, code: Path, bundle: Callable[[], Path], *, env: Environment | None = None) -> None:
+    def __init__(
+        self,
+        scope: Construct,
+        deployment: Deployment,
+        network: Network | None,
+        state: State,
+        code: Path,
+        bundle: Callable[[], Path],
+        *,
+        env: Environment | None = None,
+    ) -> None:
         super().__init__(scope, f"heliograph-{deployment.stage}-api", description="Heliograph: REST and WebSocket APIs and their functions", env=env)
         self._deployment, self._network, self._state, self._stage = deployment, network, state, deployment.stage
         self._code = lambda_.Code.from_asset(str(code))

@@ -63,7 +63,9 @@ class Network(Stack):
                 ec2.SubnetConfiguration(name="Private", subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS, cidr_mask=22),
             ],
             gateway_endpoints={"S3": ec2.GatewayVpcEndpointOptions(service=ec2.GatewayVpcEndpointAwsService.S3)},
-            flow_logs={"Refused": ec2.FlowLogOptions(destination=ec2.FlowLogDestination.to_cloud_watch_logs(log_group), traffic_type=ec2.FlowLogTrafficType.REJECT)},
+            flow_logs={
+                "Refused": ec2.FlowLogOptions(destination=ec2.FlowLogDestination.to_cloud_watch_logs(log_group), traffic_type=ec2.FlowLogTrafficType.REJECT)
+            },
         )
 
     def _nat_provider(self) -> ec2.NatInstanceProviderV2 | None:

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from typing import Final
 
 from aws_cdk import ArnFormat, CfnDeletionPolicy, Duration, Environment, RemovalPolicy, Stack
-from aws_cdk import aws_elasticache as elasticache
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_elasticache as elasticache
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
+from adapters.redis_client import ACCESS
 from functions.routes import FUNCTIONS, Queue, Resource
 from infra.cdk.context import Deployment
 from infra.cdk.network import Network
 
 DEAD_LETTERS_KEPT: Final = Duration.days(14)  # the longest SQS allows; a message keeps its first date, so its queue must forget sooner
 MESSAGES_KEPT: Final = Duration.days(4)
-REDIS_ACCESS: Final = "on ~hg:* &hg:* +@all -@admin"  # our keys and channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,9 @@ class State(Stack):
         self._stage, self._deployment = deployment.stage, deployment
         self.media_key = kms.Key(self, "MediaKey", description="Encrypts uploads of Heliograph", enable_key_rotation=True, removal_policy=RemovalPolicy.RETAIN)
         self.media = self._bucket(deployment.allow_origins)
-        self.evidence_key = kms.Key(self, "EvidenceKey", description="Encrypts evidence of Heliograph", enable_key_rotation=True, removal_policy=RemovalPolicy.RETAIN)
+        self.evidence_key = kms.Key(
+            self, "EvidenceKey", description="Encrypts evidence of Heliograph", enable_key_rotation=True, removal_policy=RemovalPolicy.RETAIN
+        )
         self.evidence = self._evidence()
         self.queues = {queue.name: self._queue(queue) for function in FUNCTIONS for queue in function.routes if isinstance(queue, Queue)}
         self.secrets: dict[Resource, secretsmanager.CfnSecret] = {spec.resource: self._secret(spec) for spec in SECRETS}
@@ -90,7 +92,7 @@ class State(Stack):
             engine="valkey",
             user_id=name,
             user_name=name,
-            access_string=REDIS_ACCESS,
+            access_string=ACCESS,
             authentication_mode={"Type": "iam"},
         )
         group = elasticache.CfnUserGroup(self, "RedisUsers", engine="valkey", user_group_id=name, user_ids=[user.ref])
