@@ -50,6 +50,8 @@ class Settings:
         "Secrets Manager id of {current, previous}: what CloudFront adds to a request; empty when nobody stands before the APIs.", ""
     )
     redis_mode: str = _setting("`single` or `cluster`.", "single")
+    redis_user: str = _setting("User of ElastiCache who signs in by IAM; empty where the URL says all.", "")
+    redis_cache: str = _setting("Name of the ElastiCache Serverless cache that `redis_user` signs in to.", "")
     mongodb_database: str = _setting("Database of the ledger.", "heliograph")
     audience: str = _setting("`aud` of our tokens.", "heliograph")
     private_candidates: str = _setting("`drop` hides host candidates with private addresses; `pass` lets peers in one network talk directly.", "drop")
