@@ -22,6 +22,7 @@ from constructs import Construct
 
 from adapters.settings import PREFIX, Settings
 from functions.routes import FUNCTIONS, Action, Authorizer, Function, Http, Queue, Resource, Socket
+from infra.cdk import assets
 from infra.cdk.context import Deployment
 from infra.cdk.state import SECRETS, State
 
@@ -41,13 +42,14 @@ Permission = tuple[str, str]  # IAM action, ARN
 
 
 class Api(Stack):
-    """The two APIs and their functions. `code` is the staged asset root; `layer` the folder of dependencies, None for a template only."""
+    """The two APIs and their functions. `code` is the staged asset root; `bundle` makes the folder of a layer of dependencies."""
 
-    def __init__(self, scope: Construct, deployment: Deployment, state: State, code: Path, bundle: Callable[[], Path]) -> None:
+    def __init__(self, scope: Construct, deployment: Deployment, state: State, code: Path, bundle: Callable[[str], Path]) -> None:
         super().__init__(scope, f"heliograph-{deployment.stage}-api", description="Heliograph: REST and WebSocket APIs and their functions")
         self._deployment, self._state, self._stage = deployment, state, deployment.stage
         self._code = lambda_.Code.from_asset(str(code))
-        self._layers = self._dependencies(bundle) if deployment.bundle and self.bundling_required else []
+        self._architecture = {"arm64": lambda_.Architecture.ARM_64, "x86_64": lambda_.Architecture.X86_64}[deployment.own["architecture"]]
+        self._layers = {name: self._layer(name, bundle(name)) for name in assets.LAYERS} if deployment.has("bundle") and self.bundling_required else {}
         self._http = gateway.HttpApi(self, "Http", api_name=f"heliograph-{self._stage}-http", create_default_stage=False, cors_preflight=self._cors())
         self._socket = gateway.WebSocketApi(self, "Socket", api_name=f"heliograph-{self._stage}-socket", route_selection_expression="$request.body.action")
         self._environment = self._settings()
@@ -58,10 +60,15 @@ class Api(Stack):
         CfnOutput(self, "RestUrl", value=self._http.api_endpoint)
         CfnOutput(self, "SocketUrl", value=f"{self._socket.api_endpoint}/{self._stage}")
 
-    def _dependencies(self, bundle: Callable[[], Path]) -> list[lambda_.LayerVersion]:
-        arm, python = [lambda_.Architecture.ARM_64], [lambda_.Runtime.PYTHON_3_13]
-        asset = lambda_.Code.from_asset(str(bundle()))
-        return [lambda_.LayerVersion(self, "Dependencies", code=asset, compatible_architectures=arm, compatible_runtimes=python)]
+    def _layer(self, name: str, folder: Path) -> lambda_.LayerVersion:
+        return lambda_.LayerVersion(
+            self,
+            f"{name}-layer",
+            description=", ".join(assets.LAYERS[name].values()),
+            code=lambda_.Code.from_asset(str(folder)),
+            compatible_architectures=[self._architecture],
+            compatible_runtimes=[lambda_.Runtime.PYTHON_3_13],
+        )
 
     def _cors(self) -> gateway.CorsPreflightOptions | None:
         if not self._deployment.allow_origins:
@@ -116,9 +123,9 @@ class Api(Stack):
             function.name,
             description=function.summary,
             runtime=lambda_.Runtime.PYTHON_3_13,
-            architecture=lambda_.Architecture.ARM_64,
+            architecture=self._architecture,
             code=self._code,
-            layers=self._layers,
+            layers=[self._layers[name] for name in assets.layers_of(function.handler) if name in self._layers],
             handler=function.handler,
             memory_size=function.memory_mb,
             timeout=Duration.seconds(function.timeout_s),
