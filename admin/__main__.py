@@ -1,4 +1,5 @@
-"""`heliograph-admin migrate | verify | add-account | add-provider | link-identity | add-service | revoke | rotate-keys | redrive`: what an operator does.
+"""`heliograph-admin migrate | verify | add-account | add-provider | link-identity | add-service | revoke | rotate-keys | rotate-secret | redrive`: what an
+operator does.
 
 MongoDB's URI comes from Secrets Manager (`--mongodb-secret`) or from HELIOGRAPH_MONGODB_URI; a password is read from standard input. Neither stands in argv.
 """
@@ -56,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         return _print({"moved": redrive(options.dead_letter_queue_url, options.queue_url)})
     if options.command == "rotate-keys":
         return _print(sessions.rotate_keys(options.token_keys_secret, forget_previous=options.forget_previous))
+    if options.command == "rotate-secret":
+        return _rotate_secret(options)
     if options.command == "migrate":
         return _migrate(_uri(options), options.database, is_rehearsal=options.dry_run)
     database = mongo_client.connect(_uri(options), options.database)
@@ -87,6 +90,14 @@ def _migrate(uri: str, database: str, *, is_rehearsal: bool) -> int:
         print(refused, file=sys.stderr)
         return 1
     return _print({"database": database, "missing" if is_rehearsal else "done": steps})
+
+
+def _rotate_secret(options: argparse.Namespace) -> int:
+    try:
+        return _print(sessions.rotate_secret(options.secret, forget_previous=options.forget_previous))
+    except ValueError as refused:
+        print(refused, file=sys.stderr)
+        return 1
 
 
 def _verify(database: Any, tenant_id: str) -> int:

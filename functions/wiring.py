@@ -68,7 +68,9 @@ def heartbeat() -> Heartbeat:
 def redis() -> Any:
     from adapters import redis_client
 
-    return redis_client.connect(settings().redis_url, settings().redis_mode)
+    chosen = settings()
+    signed_in = redis_client.sign_in(chosen.redis_user, chosen.redis_cache, credentials=aws_credentials, region=aws_region()) if chosen.redis_user else None
+    return redis_client.connect(chosen.redis_url, chosen.redis_mode, signed_in)
 
 
 @of_ledger
@@ -236,6 +238,21 @@ def tokens() -> Tokens:
 
     secret_id = settings().token_keys_secret_id
     return Tokens(lambda: secrets_aws.read_secret_now(secret_id), now_ms, issuer=settings().issuer, audience=settings().audience)
+
+
+@cache
+def turn_secret() -> secrets_aws.SharedSecret:
+    return _shared(settings().turn_secret_id)
+
+
+@cache
+def origin_secret() -> secrets_aws.SharedSecret:
+    """What CloudFront adds to a request."""
+    return _shared(settings().origin_secret_id)
+
+
+def _shared(secret_id: str) -> secrets_aws.SharedSecret:
+    return secrets_aws.SharedSecret(lambda: secrets_aws.read_secret_now(secret_id), now_ms)
 
 
 @cache

@@ -23,6 +23,9 @@ COMPUTED: Final = frozenset(
         "token_keys_secret_id",
         "turn_secret_id",
         "fcm_secret_id",
+        "origin_secret_id",
+        "redis_user",
+        "redis_cache",
         "issuer",
         "connections_url",
         "media_bucket",
@@ -72,11 +75,23 @@ OWN: Final = {
         "`nat-instance` is one small machine; `nat-gateway` is one per zone in prod-multi-az, else one.",
         ("ipv6", "nat-instance", "nat-gateway"),
     ),
-    "redis_max_gb": Choice("1", "5", "20", "Maximum of ElastiCache Serverless in GB: an alarm rings at 60 %, because a full cache evicts keys with a TTL first.", whole=True),
+    "redis_max_gb": Choice(
+        "1", "5", "20", "Maximum of ElastiCache Serverless in GB: an alarm rings at 60 %, because a full cache evicts keys with a TTL first.", whole=True
+    ),
+    "evidence_lock": Choice(
+        "governance",
+        "compliance",
+        "compliance",
+        "Object Lock of evidence: `compliance` binds everybody until its day, the account's root too; `governance` lets those with a right of their own delete.",
+        ("governance", "compliance"),
+    ),
+    "evidence_days": Choice("1", "365", "365", "How long a piece of evidence cannot be deleted, in days.", whole=True),
     "mongodb": _same("secret", "`secret`: the ledger's URI is put into a secret by hand; `atlas`: MongoDB Atlas resources are made.", ("secret", "atlas")),
     "atlas_project_id": _same("", "Project of MongoDB Atlas; needed by `mongodb=atlas`."),
     "atlas_profile": _same("default", "Secret profile of the Atlas resource types in CloudFormation."),
     "edge": Choice("cloudfront", "cloudfront-waf", "cloudfront-waf", "What stands before the APIs.", ("none", "cloudfront", "cloudfront-waf")),
+    "region": _same("", "AWS Region of the stacks; empty for the one of the command line. A firewall needs it, because it stands in us-east-1."),
+    "origin_secret_version": _same("", "Version id of the secret that CloudFront adds to requests, as `rotate-secret` prints it; empty for the current one."),
     "snap_start": Choice("false", "true", "true", "SnapStart of the functions that a person waits for.", BOOLEANS),
     "reserved_concurrency": _same("", "Reserved concurrency of functions, `name=number`, comma-separated; empty for none (a new account has 10 in all)."),
     "media": _same("ec2", "Where the media fleet runs; `fargate` has no host network, so one relay a task.", ("none", "ec2", "fargate")),
@@ -95,6 +110,8 @@ OWN: Final = {
     "monthly_budget_usd": Choice("30", "500", "1500", "The budget whose forecast raises an alarm, USD a month.", whole=True),
     "log_days": Choice("7", "30", "90", "How long logs are kept, in days.", ("1", "3", "5", "7", "14", "30", "60", "90", "180", "365")),
 }
+_REGION: Final = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
+_VERSION: Final = re.compile(r"[A-Za-z0-9-]{32,64}")
 _STAGE: Final = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
 
@@ -126,6 +143,11 @@ class Deployment:
         return int(self.own[name])
 
     @property
+    def has_edge(self) -> bool:
+        """Whether CloudFront stands before the APIs."""
+        return self.own["edge"] != "none"
+
+    @property
     def makes_redis(self) -> bool:
         """Whether the stacks make the session store, because nobody named one."""
         return not self.settings["redis_url"]
@@ -138,7 +160,7 @@ class Deployment:
 def asked() -> dict[str, str | None]:
     """Context settings that become settings of the functions: name -> default, None where there is none."""
     texts = {item.name: None if item.default is MISSING else str(item.default) for item in fields(Settings) if item.name not in COMPUTED}
-    return texts | {name: "" for name in MADE}
+    return texts | dict.fromkeys(MADE, "")
 
 
 def arguments(given: Iterable[str]) -> dict[str, str]:
@@ -175,6 +197,17 @@ def read(context: Mapping[str, object]) -> Deployment:
     return deployment
 
 
+def region(deployment: Deployment, environ: Mapping[str, str]) -> str:
+    """Where the stacks are to stand; empty where that may stay open until they are deployed. The CDK's command line knows its own."""
+    named = deployment.own["region"]
+    if deployment.own["edge"] != "cloudfront-waf":
+        return named
+    found = named or environ.get("CDK_DEFAULT_REGION", "")
+    if not found:
+        raise ContextError(f"{PREFIX}region is missing: the firewall stands in us-east-1 and must know where the APIs are; give -c {PREFIX}region=eu-west-1.")
+    return found
+
+
 def _check_own(deployment: Deployment) -> None:
     """Each choice by itself, then those that do not go together."""
     for name, choice in OWN.items():
@@ -183,6 +216,10 @@ def _check_own(deployment: Deployment) -> None:
             raise ContextError(f"{PREFIX}{name} must be {' or '.join(choice.one_of)}.")
         if choice.whole and not (value.isdecimal() and int(value) >= 1):
             raise ContextError(f"{PREFIX}{name} must be a whole number, at least 1.")
+    if deployment.own["region"] and not _REGION.fullmatch(deployment.own["region"]):
+        raise ContextError(f"{PREFIX}region must be a Region's name, such as eu-west-1.")
+    if deployment.own["origin_secret_version"] and not _VERSION.fullmatch(deployment.own["origin_secret_version"]):
+        raise ContextError(f"{PREFIX}origin_secret_version must be the version id that `python -m admin rotate-secret` printed.")
     if deployment.makes_redis and not deployment.has("vpc"):
         raise ContextError(f"{PREFIX}redis_url is missing: {MADE['redis_url']}")
     if not deployment.makes_media and not deployment.settings["turn_urls"]:
@@ -210,7 +247,9 @@ def _check(settings: Mapping[str, str]) -> None:
         raise ContextError(f"{PREFIX}stage must be 1 to 20 of a-z, 0-9 and -, a letter first: it stands in names of stacks and secrets.")
     if settings["redis_url"]:
         _check_redis_url(settings["redis_url"])
-    values = {ENVIRONMENT + name.upper(): text or "computed" for name, text in settings.items() if text or name in MADE} | {ENVIRONMENT + name.upper(): "computed" for name in COMPUTED}
+    values = {ENVIRONMENT + name.upper(): text or "computed" for name, text in settings.items() if text or name in MADE} | {
+        ENVIRONMENT + name.upper(): "computed" for name in COMPUTED
+    }
     try:
         load(values)
     except SettingsError as error:
