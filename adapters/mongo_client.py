@@ -45,7 +45,7 @@ def translated() -> Iterator[None]:
         raise
     except PyMongoError as error:
         if getattr(error, "code", None) in REFUSES_US:
-            _refused.count()
+            _refused.is_new = True
         raise Unavailable("The ledger is out of reach for a moment; try again.") from None
 
 
@@ -53,23 +53,24 @@ class _Refused:
     """How often MongoDB refused this process's user, counted at most once in COUNTED_AGAIN_S."""
 
     def __init__(self) -> None:
-        self._lock, self._last_s, self.times = threading.Lock(), float("-inf"), 0
+        self._lock, self._last_s, self._times, self.is_new = threading.Lock(), float("-inf"), 0, False
 
-    def count(self) -> None:
+    def counted(self) -> int:
         with self._lock:
-            if time.monotonic() - self._last_s >= COUNTED_AGAIN_S:
-                self._last_s, self.times = time.monotonic(), self.times + 1
+            if self.is_new and time.monotonic() - self._last_s >= COUNTED_AGAIN_S:
+                self._last_s, self._times, self.is_new = time.monotonic(), self._times + 1, False
+            return self._times
 
 
 _refused = _Refused()
 
 
 def refusals() -> int:
-    """Grows when MongoDB refuses the user or the password: whoever keeps a connection then reads the secret again and makes another one.
+    """Grows after MongoDB refused the user or the password: whoever keeps a connection then reads the secret again and makes another one.
 
-    Not at every refusal: a secret that is still the old one must not cost a read at every request.
+    Not for every refusal: a secret that is still the old one must not cost a read at every request.
     """
-    return _refused.times
+    return _refused.counted()
 
 
 def append_dense(head: int, read_head: Callable[[int], int], insert: Callable[[int], bool]) -> int:
