@@ -25,11 +25,11 @@ _VERSIONS = {"secretsmanager": "1.1", "sqs": "1.0"}
 
 
 class AwsRefusal(Exception):
-    """AWS answered with an error that trying again does not mend; `code` is its name for it."""
+    """AWS answered with an error that trying again does not mend; `code` is its name for it, `message` its words."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
-        self.code = code
+        self.code, self.message = code, message
 
 
 def call(service: str, target: str, payload: dict[str, Any]) -> dict[str, Any]:

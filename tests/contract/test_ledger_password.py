@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,32 +12,8 @@ from adapters import migrations_mongo, mongo_client, settings
 from adapters.settings import PREFIX, Settings
 from functions import wiring
 from heliograph.errors import Unavailable
+from tests.contract.secrets_stub import Secrets, secrets_stub
 from tests.mongo_with_login import MongoWithLogin, mongo_with_login
-
-
-class Secrets(http.server.ThreadingHTTPServer):
-    """Secrets Manager with one secret: `uri`, read `reads` times; without a URI it has no value."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Asked)
-        self.uri, self.reads = "", 0
-
-
-class _Asked(http.server.BaseHTTPRequestHandler):
-    server: Secrets
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.server.reads += 1
-        answer: dict[str, Any] = {"SecretString": json.dumps({"uri": self.server.uri})} if self.server.uri else {"__type": "ResourceNotFoundException"}
-        body = json.dumps(answer).encode()
-        self.send_response(200 if self.server.uri else 400)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        return
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +24,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoWithLogin
 
 @pytest.fixture
 def secret() -> Iterator[Secrets]:
-    server = Secrets()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with secrets_stub() as server:
+        yield server
 
 
 @pytest.fixture
