@@ -197,6 +197,11 @@ class Api(Stack):
         )
         # not by the convenient property: that would add a policy of its own beside the role's
         cast(lambda_.CfnFunction, made.node.default_child).tracing_config = lambda_.CfnFunction.TracingConfigProperty(mode="Active")
+        for finding in ("AwsSolutions-L1", "Serverless-LambdaLatestVersion"):
+            acknowledge(made, finding, "The layers hold wheels for Python 3.13; a newer one comes with wheels and tests for it.")
+        acknowledge(
+            made, "Serverless-LambdaDLQ", "Nobody invokes it asynchronously: a gateway waits for it, or it reads a queue that has dead letters of its own."
+        )
         return made
 
     def _alias(self, name: str, function: lambda_.Function) -> lambda_.Alias:
@@ -231,17 +236,18 @@ class Api(Stack):
 
     def _explain(self, function: Function, role: iam.Role, *, is_inside: bool) -> None:
         rights = {(right.resource, right.action) for right in function.rights}
-        why = "X-Ray has no resources to name." + (
-            " Nor has EC2 for an interface that is not there yet; the function's own code is denied it." if is_inside else ""
+        why = "X-Ray has no resources to name" + (
+            ", nor has EC2 for an interface that is not there yet: the function's own code is denied it." if is_inside else "."
         )
         acknowledge(role, "AwsSolutions-IAM5[Resource::*]", why)
-        for action in ("POST", "DELETE"):
-            if ("connections", "post" if action == "POST" else "close") in rights:
-                sockets = self.resolve(self.format_arn(service="execute-api", resource=self.socket.api_id, resource_name=self._stage))
-                acknowledge(role, f"AwsSolutions-IAM5[Resource::{_said(sockets)}/{action}/@connections/*]", "Ids of connections are known at run time only.")
+        acknowledge(role, "Serverless-LambdaStarPermissions", why)
+        sockets = _said(self.resolve(self.format_arn(service="execute-api", resource=self.socket.api_id, resource_name=self._stage)))
+        for action, method in (("post", "POST"), ("close", "DELETE")):
+            if ("connections", action) in rights:
+                acknowledge(role, f"AwsSolutions-IAM5[Resource::{sockets}/{method}/@connections/*]", "Ids of connections are known at run time only.")
         if rights & {("media", "put"), ("media", "get")}:
-            objects = self.resolve(self._state.media.arn_for_objects("*"))
-            acknowledge(role, f"AwsSolutions-IAM5[Resource::{_said(objects)}]", "Names of objects are known at run time only.")
+            bucket = _said(self.resolve(self._state.export_value(self._state.media.bucket_arn)))
+            acknowledge(role, f"AwsSolutions-IAM5[Resource::{bucket}/*]", "Names of objects are known at run time only.")
 
     def _add_routes(self) -> None:
         guards = {route.identity_header: function for function in FUNCTIONS for route in function.routes if isinstance(route, Authorizer)}
@@ -262,10 +268,14 @@ class Api(Stack):
             match route:
                 case Http():
                     guard = bearer if route.scope is not None else None
-                    self.http.add_routes(path=route.path, methods=[gateway.HttpMethod[route.method]], integration=on_http, authorizer=guard)
+                    (made,) = self.http.add_routes(path=route.path, methods=[gateway.HttpMethod[route.method]], integration=on_http, authorizer=guard)
+                    if guard is None:
+                        acknowledge(made, "AwsSolutions-APIG4", "A public route: it is where somebody signs in, or a document that is no secret.")
                 case Socket():
                     entry = ticket if route.key == "$connect" else None  # the decision holds for the life of the socket
-                    self.socket.add_route(route.key, integration=on_socket, authorizer=entry, return_response=route.answers)
+                    opened = self.socket.add_route(route.key, integration=on_socket, authorizer=entry, return_response=route.answers)
+                    if entry is None:
+                        acknowledge(opened, "AwsSolutions-APIG4", "API Gateway knows authorizers on $connect alone; the function looks at each frame.")
                 case Queue():
                     self._consume(target, route)
                 case Authorizer():
@@ -275,7 +285,7 @@ class Api(Stack):
 
     def _consume(self, target: lambda_.IFunction, queue: Queue) -> None:
         """Not the convenient event source: it would grant rights that the table does not know."""
-        lambda_.EventSourceMapping(
+        source = lambda_.EventSourceMapping(
             self,
             f"{queue.name}-source",
             target=target,
@@ -284,6 +294,7 @@ class Api(Stack):
             report_batch_item_failures=True,
             max_concurrency=QUEUE_CONCURRENCY,
         )
+        acknowledge(source, "Serverless-LambdaEventSourceMappingDestination", "A queue's failures go to its own dead-letter queue.")
 
     def _add_stages(self) -> None:
         common = {"auto_deploy": True, "detailed_metrics_enabled": True}
@@ -300,7 +311,7 @@ class Api(Stack):
 
 
 def _of_network_interfaces() -> list[iam.PolicyStatement]:
-    """Lambda makes interfaces with the function's role; the function's own code must not (Lambda developer guide, "Giving Lambda functions access to a VPC")."""
+    """Lambda makes interfaces with the function's role; the function's code must not (Lambda developer guide, "Giving Lambda functions access to a VPC")."""
     from_code = {"Null": {"lambda:SourceFunctionArn": "false"}}
     return [
         iam.PolicyStatement(actions=list(_IN_VPC), resources=["*"]),
@@ -309,11 +320,13 @@ def _of_network_interfaces() -> list[iam.PolicyStatement]:
 
 
 def _said(value: Any) -> str:
-    """A resolved value as cdk-nag writes it: references in angle brackets."""
+    """A resolved value as cdk-nag writes it: references in angle brackets, imports by their name."""
     if isinstance(value, str):
         return value
     if "Fn::Join" in value:
         separator, parts = value["Fn::Join"]
         return str(separator).join(_said(part) for part in parts)
     ((kind, target),) = value.items()
+    if kind == "Fn::ImportValue":
+        return str(target)
     return f"<{'.'.join(target) if kind == 'Fn::GetAtt' else target}>"
