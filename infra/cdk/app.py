@@ -33,9 +33,10 @@ def main() -> None:
     chosen = {"@aws-cdk/core:defaultCrossStackReferences": "strong"}  # here and not in cdk.json: a synth without the CLI must give the same templates
     app = App(outdir=os.environ.get("CDK_OUTDIR") or str(ROOT / "build/cdk.out"), context=chosen, analytics_reporting=False, tree_metadata=False)
     deployment = context.read({**app.node.get_all_context(), **given})
+    if not deployment.region and (region := os.environ.get("CDK_DEFAULT_REGION")):  # the CLI says where the stacks will go
+        context.check_region(region)
     with tempfile.TemporaryDirectory() as folder:
-        region = context.region(deployment, os.environ)
-        env = Environment(region=region) if region else None
+        env = Environment(region=deployment.region) if deployment.region else None
         network = Network(app, deployment, env=env) if deployment.has("vpc") else None
         state = State(app, deployment, network, env=env)
         firewall = Firewall(app, deployment) if deployment.own["edge"] == "cloudfront-waf" else None
