@@ -47,7 +47,7 @@ _CALLER: Final = "authorizer.address"  # whose request it is, where the source i
 
 ALIAS: Final = "live"
 Permission = tuple[str, str]  # IAM action, ARN
-_TRACING: Final = ("xray:PutTraceSegments", "xray:PutTelemetryRecords")
+TRACING: Final = ("xray:PutTraceSegments", "xray:PutTelemetryRecords")
 _IN_VPC: Final = (  # what Lambda does with the function's role
     "ec2:CreateNetworkInterface",
     "ec2:DescribeNetworkInterfaces",
@@ -226,9 +226,9 @@ class Api(Stack):
             wanted.setdefault(resource, {})[action] = None
         wanted[log_group.log_group_arn] = dict.fromkeys(("logs:CreateLogStream", "logs:PutLogEvents"))
         statements = [iam.PolicyStatement(actions=list(actions), resources=[resource]) for resource, actions in wanted.items()]
-        statements.append(iam.PolicyStatement(actions=list(_TRACING), resources=["*"]))
+        statements.append(iam.PolicyStatement(actions=list(TRACING), resources=["*"]))
         if is_inside:
-            statements += _of_network_interfaces()
+            statements += of_network_interfaces()
         policy = iam.PolicyDocument(statements=statements)
         principal = iam.ServicePrincipal("lambda.amazonaws.com")
         role = iam.Role(self, f"{function.name}-role", assumed_by=principal, description=function.summary, inline_policies={"rights": policy})
@@ -321,7 +321,7 @@ def _check_reserved(deployment: Deployment) -> None:
             )
 
 
-def _of_network_interfaces() -> list[iam.PolicyStatement]:
+def of_network_interfaces() -> list[iam.PolicyStatement]:
     """Lambda makes interfaces with the function's role; the function's code must not (Lambda developer guide, "Giving Lambda functions access to a VPC")."""
     from_code = {"Null": {"lambda:SourceFunctionArn": "false"}}
     return [

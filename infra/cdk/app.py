@@ -10,6 +10,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,7 @@ def main() -> None:
     from infra.cdk import assets, context
     from infra.cdk.api import Api
     from infra.cdk.edge import Firewall
+    from infra.cdk.migration import Migration
     from infra.cdk.network import Network
     from infra.cdk.state import State
 
@@ -41,7 +43,9 @@ def main() -> None:
         state = State(app, deployment, network, env=env)
         firewall = Firewall(app, deployment) if deployment.own["edge"] == "cloudfront-waf" else None
         code, architecture = assets.stage_code(Path(folder)), deployment.own["architecture"]
-        Api(app, deployment, network, state, code, lambda layer: assets.bundle_layer(layer, architecture), firewall=firewall, env=env)
+        bundle = partial(assets.bundle_layer, architecture=architecture)
+        migration = Migration(app, deployment, network, state, code, bundle, env=env)
+        Api(app, deployment, network, state, code, bundle, firewall=firewall, env=env).add_stack_dependency(migration)
         assembly = app.synth()
     if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
         print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")
