@@ -47,6 +47,8 @@ class Settings:
     timers_queue_url: str = _setting("Queue of what was put off: sockets to look after, presence to tell a second later.")
     turn_urls: str = _setting("Comma-separated turn: and turns: URLs handed to clients.")
     redis_mode: str = _setting("`single` or `cluster`.", "single")
+    redis_user: str = _setting("User of ElastiCache who signs in by IAM; empty where the URL says all.", "")
+    redis_cache: str = _setting("Name of the ElastiCache Serverless cache that `redis_user` signs in to.", "")
     mongodb_database: str = _setting("Database of the ledger.", "heliograph")
     audience: str = _setting("`aud` of our tokens.", "heliograph")
     private_candidates: str = _setting("`drop` hides host candidates with private addresses; `pass` lets peers in one network talk directly.", "drop")

@@ -54,7 +54,9 @@ def heartbeat() -> Heartbeat:
 def redis() -> Any:
     from adapters import redis_client
 
-    return redis_client.connect(settings().redis_url, settings().redis_mode)
+    chosen = settings()
+    signed_in = redis_client.sign_in(chosen.redis_user, chosen.redis_cache, credentials=aws_credentials, region=aws_region()) if chosen.redis_user else None
+    return redis_client.connect(chosen.redis_url, chosen.redis_mode, signed_in)
 
 
 @cache

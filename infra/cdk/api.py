@@ -9,12 +9,13 @@ import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
-from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
+from aws_cdk import CfnOutput, Duration, Environment, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as gateway
 from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_apigatewayv2_integrations as integrations
+from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
@@ -23,6 +24,7 @@ from constructs import Construct
 from adapters.settings import PREFIX, Settings
 from functions.routes import FUNCTIONS, Action, Authorizer, Function, Http, Queue, Resource, Socket
 from infra.cdk.context import Deployment
+from infra.cdk.network import Network
 from infra.cdk.state import SECRETS, State
 
 SOCKET_IDENTITY: Final = "Sec-WebSocket-Protocol"
@@ -43,11 +45,21 @@ Permission = tuple[str, str]  # IAM action, ARN
 class Api(Stack):
     """The two APIs and their functions. `code` is the staged asset root; `layer` the folder of dependencies, None for a template only."""
 
-    def __init__(self, scope: Construct, deployment: Deployment, state: State, code: Path, bundle: Callable[[], Path]) -> None:
-        super().__init__(scope, f"heliograph-{deployment.stage}-api", description="Heliograph: REST and WebSocket APIs and their functions")
-        self._deployment, self._state, self._stage = deployment, state, deployment.stage
+    def __init__(
+        self,
+        scope: Construct,
+        deployment: Deployment,
+        network: Network | None,
+        state: State,
+        code: Path,
+        bundle: Callable[[], Path],
+        *,
+        env: Environment | None = None,
+    ) -> None:
+        super().__init__(scope, f"heliograph-{deployment.stage}-api", description="Heliograph: REST and WebSocket APIs and their functions", env=env)
+        self._deployment, self._network, self._state, self._stage = deployment, network, state, deployment.stage
         self._code = lambda_.Code.from_asset(str(code))
-        self._layers = self._dependencies(bundle) if deployment.bundle and self.bundling_required else []
+        self._layers = self._dependencies(bundle) if deployment.has("bundle") and self.bundling_required else []
         self._http = gateway.HttpApi(self, "Http", api_name=f"heliograph-{self._stage}-http", create_default_stage=False, cors_preflight=self._cors())
         self._socket = gateway.WebSocketApi(self, "Socket", api_name=f"heliograph-{self._stage}-socket", route_selection_expression="$request.body.action")
         self._environment = self._settings()
@@ -83,10 +95,15 @@ class Api(Stack):
             "media_bucket": self._state.media.bucket_name,
             "media_kms_key_id": self._state.media_key.key_arn,
             **{f"{name}_queue_url": queue.queue_url for name, queue in self._state.queues.items()},
+            "redis_url": self._state.redis_url,
+            "redis_user": self._state.redis_user,
+            "redis_cache": self._state.redis_cache,
+            "turn_urls": self._deployment.settings["turn_urls"] or (self._network.turn_urls if self._network else ""),
             **{spec.setting: self._state.secrets[spec.resource].ref for spec in SECRETS},
         }
-        values = computed | dict(self._deployment.settings)
-        return {PREFIX + item.name.upper(): values[item.name] for item in fields(Settings) if values[item.name]}
+        values = dict(self._deployment.settings) | computed
+        ours = {PREFIX + item.name.upper(): values[item.name] for item in fields(Settings) if values[item.name]}
+        return ours | (self._network.endpoints if self._network else {})
 
     def _translations(self) -> dict[tuple[Resource, Action], tuple[Permission, ...]]:
         """Each right of the route table as IAM says it. Redis and MongoDB know their users by other means: no IAM at all."""
@@ -94,7 +111,7 @@ class Api(Stack):
         objects, sockets = bucket.arn_for_objects("*"), self.format_arn(service="execute-api", resource=self._socket.api_id, resource_name=self._stage)
         reading = ("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes")
         return {
-            ("redis", "read"): (),
+            ("redis", "read"): tuple(("elasticache:Connect", arn) for arn in self._state.redis_connect_arns),
             ("redis", "write"): (),
             ("mongo", "read"): (),
             ("mongo", "write"): (),
@@ -125,7 +142,14 @@ class Api(Stack):
             environment=self._environment,
             role=self._role(function, log_group),
             log_group=log_group,
+            **self._placed(),
         )
+
+    def _placed(self) -> dict[str, Any]:
+        if self._network is None:
+            return {}
+        private = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
+        return {"vpc": self._network.vpc, "vpc_subnets": private, "security_groups": [self._network.functions_group], "ipv6_allowed_for_dual_stack": True}
 
     def _role(self, function: Function, log_group: logs.LogGroup) -> iam.Role:
         """A role of its own: what the table grants, and its own log. The policy is part of the role, so nothing runs before it may."""

@@ -23,6 +23,7 @@ def main() -> None:
 
     from infra.cdk import assets, context
     from infra.cdk.api import Api
+    from infra.cdk.network import Network
     from infra.cdk.state import State
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -32,8 +33,9 @@ def main() -> None:
     app = App(outdir=os.environ.get("CDK_OUTDIR") or str(ROOT / "build/cdk.out"), context=chosen, analytics_reporting=False, tree_metadata=False)
     deployment = context.read({**app.node.get_all_context(), **given})
     with tempfile.TemporaryDirectory() as folder:
-        state = State(app, deployment)
-        Api(app, deployment, state, assets.stage_code(Path(folder)), lambda: assets.bundle_dependencies(ROOT / "build/layers"))
+        network = Network(app, deployment) if deployment.has("vpc") else None
+        state = State(app, deployment, network)
+        Api(app, deployment, network, state, assets.stage_code(Path(folder)), lambda: assets.bundle_dependencies(ROOT / "build/layers"))
         assembly = app.synth()
     if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
         print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")

@@ -23,6 +23,8 @@ COMPUTED: Final = frozenset(
         "token_keys_secret_id",
         "turn_secret_id",
         "fcm_secret_id",
+        "redis_user",
+        "redis_cache",
         "issuer",
         "connections_url",
         "media_bucket",
@@ -72,7 +74,17 @@ OWN: Final = {
         "`nat-instance` is one small machine; `nat-gateway` is one per zone in prod-multi-az, else one.",
         ("ipv6", "nat-instance", "nat-gateway"),
     ),
-    "redis_max_gb": Choice("1", "5", "20", "Maximum of ElastiCache Serverless in GB: an alarm rings at 60 %, because a full cache evicts keys with a TTL first.", whole=True),
+    "redis_max_gb": Choice(
+        "1", "5", "20", "Maximum of ElastiCache Serverless in GB: an alarm rings at 60 %, because a full cache evicts keys with a TTL first.", whole=True
+    ),
+    "evidence_lock": Choice(
+        "governance",
+        "compliance",
+        "compliance",
+        "Object Lock of evidence: `compliance` binds everybody until its day, the account's root too; `governance` lets those with a right of their own delete.",
+        ("governance", "compliance"),
+    ),
+    "evidence_days": Choice("1", "365", "365", "How long a piece of evidence cannot be deleted, in days.", whole=True),
     "mongodb": _same("secret", "`secret`: the ledger's URI is put into a secret by hand; `atlas`: MongoDB Atlas resources are made.", ("secret", "atlas")),
     "atlas_project_id": _same("", "Project of MongoDB Atlas; needed by `mongodb=atlas`."),
     "atlas_profile": _same("default", "Secret profile of the Atlas resource types in CloudFormation."),
@@ -138,7 +150,7 @@ class Deployment:
 def asked() -> dict[str, str | None]:
     """Context settings that become settings of the functions: name -> default, None where there is none."""
     texts = {item.name: None if item.default is MISSING else str(item.default) for item in fields(Settings) if item.name not in COMPUTED}
-    return texts | {name: "" for name in MADE}
+    return texts | dict.fromkeys(MADE, "")
 
 
 def arguments(given: Iterable[str]) -> dict[str, str]:
@@ -210,7 +222,9 @@ def _check(settings: Mapping[str, str]) -> None:
         raise ContextError(f"{PREFIX}stage must be 1 to 20 of a-z, 0-9 and -, a letter first: it stands in names of stacks and secrets.")
     if settings["redis_url"]:
         _check_redis_url(settings["redis_url"])
-    values = {ENVIRONMENT + name.upper(): text or "computed" for name, text in settings.items() if text or name in MADE} | {ENVIRONMENT + name.upper(): "computed" for name in COMPUTED}
+    values = {ENVIRONMENT + name.upper(): text or "computed" for name, text in settings.items() if text or name in MADE} | {
+        ENVIRONMENT + name.upper(): "computed" for name in COMPUTED
+    }
     try:
         load(values)
     except SettingsError as error:
