@@ -46,6 +46,9 @@ class Settings:
     notifications_queue_url: str = _setting("Queue of pushes to send.")
     timers_queue_url: str = _setting("Queue of what was put off: sockets to look after, presence to tell a second later.")
     turn_urls: str = _setting("Comma-separated turn: and turns: URLs handed to clients.")
+    origin_secret_id: str = _setting(
+        "Secrets Manager id of {current, previous}: what CloudFront adds to a request; empty when nobody stands before the APIs.", ""
+    )
     redis_mode: str = _setting("`single` or `cluster`.", "single")
     redis_user: str = _setting("User of ElastiCache who signs in by IAM; empty where the URL says all.", "")
     redis_cache: str = _setting("Name of the ElastiCache Serverless cache that `redis_user` signs in to.", "")

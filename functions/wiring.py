@@ -229,6 +229,21 @@ def tokens() -> Tokens:
 
 
 @cache
+def turn_secret() -> secrets_aws.SharedSecret:
+    return _shared(settings().turn_secret_id)
+
+
+@cache
+def origin_secret() -> secrets_aws.SharedSecret:
+    """What CloudFront adds to a request."""
+    return _shared(settings().origin_secret_id)
+
+
+def _shared(secret_id: str) -> secrets_aws.SharedSecret:
+    return secrets_aws.SharedSecret(lambda: secrets_aws.read_secret_now(secret_id), now_ms)
+
+
+@cache
 def outbox() -> SyncOutbox:
     from adapters.outbox_apigateway import SyncOutbox
 

@@ -19,10 +19,11 @@ def main() -> None:
     """Reads the context, builds both stacks, writes their templates."""
     sys.path[0] = str(ROOT)  # only the repository root: functions/signal must not hide the standard module
     _choose_node()
-    from aws_cdk import App
+    from aws_cdk import App, Environment
 
     from infra.cdk import assets, context
     from infra.cdk.api import Api
+    from infra.cdk.edge import Firewall
     from infra.cdk.network import Network
     from infra.cdk.state import State
 
@@ -33,9 +34,13 @@ def main() -> None:
     app = App(outdir=os.environ.get("CDK_OUTDIR") or str(ROOT / "build/cdk.out"), context=chosen, analytics_reporting=False, tree_metadata=False)
     deployment = context.read({**app.node.get_all_context(), **given})
     with tempfile.TemporaryDirectory() as folder:
-        network = Network(app, deployment) if deployment.has("vpc") else None
-        state = State(app, deployment, network)
-        Api(app, deployment, network, state, assets.stage_code(Path(folder)), lambda: assets.bundle_dependencies(ROOT / "build/layers"))
+        region = context.region(deployment, os.environ)
+        env = Environment(region=region) if region else None
+        network = Network(app, deployment, env=env) if deployment.has("vpc") else None
+        state = State(app, deployment, network, env=env)
+        firewall = Firewall(app, deployment) if deployment.own["edge"] == "cloudfront-waf" else None
+        code, architecture = assets.stage_code(Path(folder)), deployment.own["architecture"]
+        Api(app, deployment, network, state, code, lambda layer: assets.bundle_layer(layer, architecture), firewall=firewall, env=env)
         assembly = app.synth()
     if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
         print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")

@@ -23,6 +23,7 @@ COMPUTED: Final = frozenset(
         "token_keys_secret_id",
         "turn_secret_id",
         "fcm_secret_id",
+        "origin_secret_id",
         "redis_user",
         "redis_cache",
         "issuer",
@@ -89,6 +90,8 @@ OWN: Final = {
     "atlas_project_id": _same("", "Project of MongoDB Atlas; needed by `mongodb=atlas`."),
     "atlas_profile": _same("default", "Secret profile of the Atlas resource types in CloudFormation."),
     "edge": Choice("cloudfront", "cloudfront-waf", "cloudfront-waf", "What stands before the APIs.", ("none", "cloudfront", "cloudfront-waf")),
+    "region": _same("", "AWS Region of the stacks; empty for the one of the command line. A firewall needs it, because it stands in us-east-1."),
+    "origin_secret_version": _same("", "Version id of the secret that CloudFront adds to requests, as `rotate-secret` prints it; empty for the current one."),
     "snap_start": Choice("false", "true", "true", "SnapStart of the functions that a person waits for.", BOOLEANS),
     "reserved_concurrency": _same("", "Reserved concurrency of functions, `name=number`, comma-separated; empty for none (a new account has 10 in all)."),
     "media": _same("ec2", "Where the media fleet runs; `fargate` has no host network, so one relay a task.", ("none", "ec2", "fargate")),
@@ -107,6 +110,8 @@ OWN: Final = {
     "monthly_budget_usd": Choice("30", "500", "1500", "The budget whose forecast raises an alarm, USD a month.", whole=True),
     "log_days": Choice("7", "30", "90", "How long logs are kept, in days.", ("1", "3", "5", "7", "14", "30", "60", "90", "180", "365")),
 }
+_REGION: Final = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
+_VERSION: Final = re.compile(r"[A-Za-z0-9-]{32,64}")
 _STAGE: Final = re.compile(r"[a-z][a-z0-9-]{0,19}")
 
 
@@ -136,6 +141,11 @@ class Deployment:
 
     def number(self, name: str) -> int:
         return int(self.own[name])
+
+    @property
+    def has_edge(self) -> bool:
+        """Whether CloudFront stands before the APIs."""
+        return self.own["edge"] != "none"
 
     @property
     def makes_redis(self) -> bool:
@@ -187,6 +197,17 @@ def read(context: Mapping[str, object]) -> Deployment:
     return deployment
 
 
+def region(deployment: Deployment, environ: Mapping[str, str]) -> str:
+    """Where the stacks are to stand; empty where that may stay open until they are deployed. The CDK's command line knows its own."""
+    named = deployment.own["region"]
+    if deployment.own["edge"] != "cloudfront-waf":
+        return named
+    found = named or environ.get("CDK_DEFAULT_REGION", "")
+    if not found:
+        raise ContextError(f"{PREFIX}region is missing: the firewall stands in us-east-1 and must know where the APIs are; give -c {PREFIX}region=eu-west-1.")
+    return found
+
+
 def _check_own(deployment: Deployment) -> None:
     """Each choice by itself, then those that do not go together."""
     for name, choice in OWN.items():
@@ -195,6 +216,10 @@ def _check_own(deployment: Deployment) -> None:
             raise ContextError(f"{PREFIX}{name} must be {' or '.join(choice.one_of)}.")
         if choice.whole and not (value.isdecimal() and int(value) >= 1):
             raise ContextError(f"{PREFIX}{name} must be a whole number, at least 1.")
+    if deployment.own["region"] and not _REGION.fullmatch(deployment.own["region"]):
+        raise ContextError(f"{PREFIX}region must be a Region's name, such as eu-west-1.")
+    if deployment.own["origin_secret_version"] and not _VERSION.fullmatch(deployment.own["origin_secret_version"]):
+        raise ContextError(f"{PREFIX}origin_secret_version must be the version id that `python -m admin rotate-secret` printed.")
     if deployment.makes_redis and not deployment.has("vpc"):
         raise ContextError(f"{PREFIX}redis_url is missing: {MADE['redis_url']}")
     if not deployment.makes_media and not deployment.settings["turn_urls"]:

@@ -39,6 +39,7 @@ SECRETS: Final = (
     SecretSpec("mongo_uri", "mongodb_secret_id", "mongodb", "{uri}: the ledger's connection string."),
     SecretSpec("fcm_credentials", "fcm_secret_id", "fcm", "The Firebase service account, as its console gives it."),
     SecretSpec("turn_secret", "turn_secret_id", "turn", "{current, previous}: the relay's shared secret.", generated='{"previous": null}'),
+    SecretSpec("origin_secret", "origin_secret_id", "origin", "{current, previous}: what CloudFront adds to a request.", generated='{"previous": null}'),
 )
 
 
@@ -56,7 +57,9 @@ class State(Stack):
         )
         self.evidence = self._evidence()
         self.queues = {queue.name: self._queue(queue) for function in FUNCTIONS for queue in function.routes if isinstance(queue, Queue)}
-        self.secrets: dict[Resource, secretsmanager.CfnSecret] = {spec.resource: self._secret(spec) for spec in SECRETS}
+        self.secrets: dict[Resource, secretsmanager.CfnSecret] = {
+            spec.resource: self._secret(spec) for spec in SECRETS if spec.resource != "origin_secret" or deployment.has_edge
+        }
         self.redis_url, self.redis_user, self.redis_cache = deployment.settings["redis_url"], "", ""
         self.redis_connect_arns: list[str] = []
         if network is not None and deployment.makes_redis:
