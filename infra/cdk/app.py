@@ -24,8 +24,10 @@ def main() -> None:
     from infra.cdk import assets, context
     from infra.cdk.api import Api
     from infra.cdk.edge import Firewall
+    from infra.cdk.media import Media
     from infra.cdk.network import Network
     from infra.cdk.state import State
+    from infra.cdk.watch import Watch
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-c", "--context", action="append", default=[], metavar="heliograph:NAME=VALUE", help="a context setting, as for `cdk`")
@@ -40,7 +42,9 @@ def main() -> None:
         state = State(app, deployment, network, env=env)
         firewall = Firewall(app, deployment) if deployment.own["edge"] == "cloudfront-waf" else None
         code, architecture = assets.stage_code(Path(folder)), deployment.own["architecture"]
-        Api(app, deployment, network, state, code, lambda layer: assets.bundle_layer(layer, architecture), firewall=firewall, env=env)
+        api = Api(app, deployment, network, state, code, lambda layer: assets.bundle_layer(layer, architecture), firewall=firewall, env=env)
+        media = Media(app, deployment, network, state, api, env=env) if network is not None and deployment.makes_media else None
+        Watch(app, deployment, network, state, api, media, env=env)
         assembly = app.synth()
     if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
         print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from aws_cdk import ArnFormat, CustomResource, Duration, RemovalPolicy, Stack
+from aws_cdk import ArnFormat, CfnResource, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_codebuild as codebuild
 from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_ecs as ecs
@@ -23,7 +23,8 @@ from aws_cdk import aws_s3_assets as s3_assets
 from constructs import Construct
 
 from infra.cdk.context import Deployment
-from infra.cdk.nag import acknowledge
+from infra.cdk.nag import acknowledge, acknowledge_wildcards
+from infra.cdk.retention import kept
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCKERFILE: Final = "media_fleet/Dockerfile"
@@ -66,7 +67,7 @@ class FleetImage(Construct):
 
     def __init__(self, scope: Construct, deployment: Deployment) -> None:
         super().__init__(scope, "Image")
-        self.built: CustomResource | None = None
+        self.built: CfnResource | None = None
         self.repository: ecr.Repository | None = None
         if deployment.own["image_uri"]:
             self.image = self._named(deployment.own["image_uri"])
@@ -85,7 +86,12 @@ class FleetImage(Construct):
         if found is None:
             return ecs.ContainerImage.from_registry(uri)
         arn = Stack.of(self).format_arn(
-            service="ecr", account=found["account"], region=found["region"], resource="repository", resource_name=found["name"], arn_format=ArnFormat.SLASH_RESOURCE_NAME
+            service="ecr",
+            account=found["account"],
+            region=found["region"],
+            resource="repository",
+            resource_name=found["name"],
+            arn_format=ArnFormat.SLASH_RESOURCE_NAME,
         )
         repository = ecr.Repository.from_repository_attributes(self, "Repository", repository_arn=arn, repository_name=found["name"])
         return ecs.ContainerImage.from_ecr_repository(repository, found["digest"] or found["tag"])
@@ -105,7 +111,7 @@ class FleetImage(Construct):
 
     def _project(self, deployment: Deployment, repository: ecr.Repository, source: s3_assets.Asset) -> codebuild.Project:
         is_arm = deployment.own["architecture"] == "arm64"
-        log_group = logs.LogGroup(self, "BuildLog", retention=logs.RetentionDays.ONE_MONTH, removal_policy=RemovalPolicy.DESTROY)
+        log_group = logs.LogGroup(self, "BuildLog", retention=kept(deployment), removal_policy=RemovalPolicy.DESTROY)
         role = self._build_role(repository, source, log_group)
         project = codebuild.Project(
             self,
@@ -134,7 +140,15 @@ class FleetImage(Construct):
         return project
 
     def _build_role(self, repository: ecr.Repository, source: s3_assets.Asset, log_group: logs.LogGroup) -> iam.Role:
-        pushing = ("BatchCheckLayerAvailability", "InitiateLayerUpload", "UploadLayerPart", "CompleteLayerUpload", "PutImage", "BatchGetImage", "DescribeImages")
+        pushing = (
+            "BatchCheckLayerAvailability",
+            "InitiateLayerUpload",
+            "UploadLayerPart",
+            "CompleteLayerUpload",
+            "PutImage",
+            "BatchGetImage",
+            "DescribeImages",
+        )
         statements = [
             iam.PolicyStatement(actions=["s3:GetObject", "s3:GetObjectVersion"], resources=[source.bucket.arn_for_objects(source.s3_object_key)]),
             iam.PolicyStatement(actions=[f"ecr:{action}" for action in pushing], resources=[repository.repository_arn]),
@@ -143,12 +157,12 @@ class FleetImage(Construct):
         ]
         principal, policy = iam.ServicePrincipal("codebuild.amazonaws.com"), iam.PolicyDocument(statements=statements)
         role = iam.Role(self, "BuildRole", assumed_by=principal, description="Builds the fleet's image", inline_policies={"rights": policy})
-        acknowledge(role, "AwsSolutions-IAM5[Resource::*]", "ecr:GetAuthorizationToken knows no resource; what the token opens is the other statements' matter.")
+        acknowledge_wildcards(role, ["*"], "ecr:GetAuthorizationToken knows no resource; what the token opens is the other statements' matter.")
         return role
 
-    def _build(self, deployment: Deployment, project: codebuild.Project, tag: str) -> CustomResource:
+    def _build(self, deployment: Deployment, project: codebuild.Project, tag: str) -> CfnResource:
         """The function waits for the build: minutes of a small function are cheaper and plainer than a framework of states around it."""
-        log_group = logs.LogGroup(self, "BuilderLog", retention=logs.RetentionDays.ONE_MONTH, removal_policy=RemovalPolicy.DESTROY)
+        log_group = logs.LogGroup(self, "BuilderLog", retention=kept(deployment), removal_policy=RemovalPolicy.DESTROY)
         statements = [
             iam.PolicyStatement(actions=["codebuild:StartBuild", "codebuild:BatchGetBuilds", "codebuild:StopBuild"], resources=[project.project_arn]),
             iam.PolicyStatement(actions=["logs:CreateLogStream", "logs:PutLogEvents"], resources=[log_group.log_group_arn]),
@@ -171,10 +185,12 @@ class FleetImage(Construct):
         )
         why = {
             "AwsSolutions-L1": "Python 3.13 is the version that the product is tested with.",
+            "Serverless-LambdaLatestVersion": "Python 3.13 is the version that the product is tested with.",
+            "Serverless-LambdaAsyncFailureDestination": "CloudFormation waits for the answer: what fails here fails the deployment in sight.",
             "Serverless-LambdaDLQ": "CloudFormation waits for the answer: what fails here fails the deployment in sight.",
             "Serverless-LambdaTracing": "It runs once per deployment and writes what it did into the build's log.",
         }
         for finding, reason in why.items():
             acknowledge(builder, finding, reason)
-        properties = {"Project": project.project_name, "Tag": tag}
-        return CustomResource(self, "Built", service_token=builder.function_arn, service_timeout=Duration.minutes(16), properties=properties)
+        properties = {"ServiceToken": builder.function_arn, "ServiceTimeout": 960, "Project": project.project_name, "Tag": tag}
+        return CfnResource(self, "Built", type="Custom::HeliographFleetImage", properties=properties)

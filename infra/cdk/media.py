@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aws_cdk import ArnFormat, Duration, Environment, RemovalPolicy, Size, Stack, Tags
-from aws_cdk import aws_applicationautoscaling as scaling
+from aws_cdk import Duration, Environment, RemovalPolicy, Stack, Tags
 from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
@@ -18,13 +17,15 @@ from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_elasticloadbalancingv2 as elbv2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
-from constructs import Construct, IConstruct
+from constructs import Construct
 
 from infra.cdk.api import Api
-from infra.cdk.context import Deployment
+from infra.cdk.context import ContextError, Deployment
 from infra.cdk.image import FleetImage
-from infra.cdk.nag import acknowledge
+from infra.cdk.nag import acknowledge, acknowledge_wildcards
 from infra.cdk.network import RELAY_TAG, TURN_PORT, Network
+from infra.cdk.relays import unsuitable
+from infra.cdk.retention import kept
 from infra.cdk.state import State
 
 NAMESPACE: Final = "Heliograph/Fleet"  # as media_fleet/meters.py tells it; a test compares the two
@@ -39,34 +40,22 @@ DEREGISTRATION: Final = Duration.seconds(300)  # before SIGTERM: flows that are 
 _PUBLIC: Final = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PUBLIC)
 
 
-def unsuitable(deployment: Deployment) -> str | None:
-    """Why this choice of media, entry and numbers cannot be built, in one sentence; None where it can."""
-    if not deployment.makes_media:
-        return None
-    if deployment.own["media"] == "fargate" and deployment.own["relay_entry"] == "address":
-        return "heliograph:media=fargate needs heliograph:relay_entry=load-balancer: a Fargate task cannot have an Elastic IP."
-    if deployment.number("relay_max") < deployment.number("relay_min"):
-        return "heliograph:relay_max must not be less than heliograph:relay_min."
-    is_arm = ec2.InstanceType(deployment.own["relay_instance"]).architecture == ec2.InstanceArchitecture.ARM_64
-    if deployment.own["media"] == "ec2" and is_arm != (deployment.own["architecture"] == "arm64"):
-        return "heliograph:relay_instance and heliograph:architecture must have the same processor, such as t4g.micro and arm64."
-    return None
-
-
 class Media(Stack):
     """`service`, `log_group` and `target_group` (None without a load balancer) are there for alarms."""
 
     def __init__(self, scope: Construct, deployment: Deployment, network: Network, state: State, api: Api, *, env: Environment | None = None) -> None:
         super().__init__(scope, f"heliograph-{deployment.stage}-media", description="Heliograph: the media fleet", env=env)
-        if (why := unsuitable(deployment)) is not None:
-            raise SystemExit(why)
+        if (why := unsuitable(deployment.own)) is not None:
+            raise ContextError(why)
         self._deployment, self._network, self._state, self._api = deployment, network, state, api
         self._is_fargate = deployment.own["media"] == "fargate"
         self._is_behind_balancer = network.relay_balancer is not None
-        self.log_group = logs.LogGroup(self, "log", retention=_retention(deployment), removal_policy=RemovalPolicy.DESTROY)
+        self.log_group = logs.LogGroup(self, "log", retention=kept(deployment), removal_policy=RemovalPolicy.DESTROY)
         self.image = FleetImage(self, deployment)
         self.cluster = ecs.Cluster(self, "Cluster", vpc=network.vpc, container_insights_v2=ecs.ContainerInsights.DISABLED)
-        acknowledge(self.cluster, "AwsSolutions-ECS4", "Relays tell their own meters, seven metrics in all; Container Insights would bill dozens for each task.")
+        acknowledge(
+            self.cluster, "AwsSolutions-ECS4", "Relays tell their own meters, seven metrics in all; Container Insights would bill dozens for each task."
+        )
         task = self._fargate_task() if self._is_fargate else self._ec2_task()
         self.service: ecs.BaseService = self._fargate_service(task) if self._is_fargate else self._ec2_service(task)
         if self.image.built is not None:
@@ -148,25 +137,27 @@ class Media(Stack):
         return {f"HELIOGRAPH_{name.upper()}": value for name, value in values.items() if value}
 
     def _task_role(self) -> iam.Role:
-        sockets = self.format_arn(service="execute-api", resource=self._api.socket.api_id, resource_name=self._deployment.stage)
+        api_id = self._api.export_value(self._api.socket.api_id)  # as an import by name, which the acknowledgement must write out
+        stage = self.format_arn(service="execute-api", resource=str(api_id), resource_name=self._deployment.stage)
+        sockets = [f"{stage}/{method}/@connections/*" for method in ("POST", "DELETE")]
         statements = [
             iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[self._state.secrets["turn_secret"].ref]),
-            iam.PolicyStatement(
-                actions=["execute-api:ManageConnections"], resources=[f"{sockets}/{method}/@connections/*" for method in ("POST", "DELETE")]
-            ),
+            iam.PolicyStatement(actions=["execute-api:ManageConnections"], resources=sockets),
         ]
         if self._state.redis_connect_arns:
             statements.append(iam.PolicyStatement(actions=["elasticache:Connect"], resources=self._state.redis_connect_arns))
         if self._is_fargate:
             statements.append(iam.PolicyStatement(actions=["ec2:DescribeNetworkInterfaces"], resources=["*"]))
         role = self._role("TaskRole", "ecs-tasks.amazonaws.com", "What a relay and its hub may", statements)
-        acknowledge(role, "AwsSolutions-IAM5", "Only run time knows the ids of sockets; ec2:DescribeNetworkInterfaces, which only a Fargate task has, knows no resource.")
+        acknowledge_wildcards(role, sockets, "Only run time knows the ids of connections.")
+        if self._is_fargate:
+            acknowledge_wildcards(role, ["*"], "ec2:DescribeNetworkInterfaces knows no resource.")
         return role
 
     def _execution_role(self) -> iam.Role:
         """What ECS itself needs to start the task: the image and the log, granted by the constructs that know them."""
         role = iam.Role(self, "ExecutionRole", assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com"), description="Starts relays: image and log")
-        acknowledge(role, "AwsSolutions-IAM5[Resource::*]", "ecr:GetAuthorizationToken knows no resource; what the token opens is the other statements' matter.")
+        acknowledge_wildcards(role, ["*"], "ecr:GetAuthorizationToken knows no resource; what the token opens is the other statements' matter.")
         return role
 
     def _role(self, name: str, service: str, description: str, statements: list[iam.PolicyStatement]) -> iam.Role:
@@ -244,7 +235,7 @@ class Media(Stack):
             block_devices=[
                 ec2.BlockDevice(
                     device_name="/dev/xvda",
-                    volume=ec2.BlockDeviceVolume.ebs(Size.gibibytes(30).to_gibibytes(), encrypted=True, volume_type=ec2.EbsDeviceVolumeType.GP3),
+                    volume=ec2.BlockDeviceVolume.ebs(30, encrypted=True, volume_type=ec2.EbsDeviceVolumeType.GP3),
                 )
             ],
         )
@@ -265,27 +256,34 @@ class Media(Stack):
             "END",
         )
         if not self._is_behind_balancer:
-            data.add_commands(*_ASSOCIATE.replace("TAG", RELAY_TAG).replace("STAGE", self._deployment.stage).replace("REGION", self.region).splitlines())
+            data.add_commands(f"tag={RELAY_TAG} stage={self._deployment.stage}", f"export AWS_DEFAULT_REGION={self.region}", *_ASSOCIATE.splitlines())
         return data
 
     def _instance_role(self) -> iam.Role:
         """The ECS agent's rights, and where relays have fixed addresses, to take one of those: a tag names them and the machines that may get one."""
         cluster = self.cluster.cluster_arn
         members = self.format_arn(service="ecs", resource="container-instance", resource_name=f"{self.cluster.cluster_name}/*")
-        told = ("RegisterContainerInstance", "DeregisterContainerInstance", "SubmitAttachmentStateChanges", "SubmitContainerStateChange", "SubmitTaskStateChange")
+        told = (
+            "RegisterContainerInstance",
+            "DeregisterContainerInstance",
+            "SubmitAttachmentStateChanges",
+            "SubmitContainerStateChange",
+            "SubmitTaskStateChange",
+        )
         statements = [
             iam.PolicyStatement(actions=[f"ecs:{action}" for action in told], resources=[cluster]),
             iam.PolicyStatement(actions=["ecs:Poll", "ecs:StartTelemetrySession"], resources=[members]),
             iam.PolicyStatement(actions=["ecs:DiscoverPollEndpoint"], resources=["*"]),
         ]
-        if not self._is_behind_balancer:
+        arns = [] if self._is_behind_balancer else [self.format_arn(service="ec2", resource=kind, resource_name="*") for kind in ("elastic-ip", "instance")]
+        if arns:
             ours = {"StringEquals": {f"aws:ResourceTag/{RELAY_TAG}": self._deployment.stage}}
-            arns = [self.format_arn(service="ec2", resource=kind, resource_name="*") for kind in ("elastic-ip", "instance")]
             statements.append(iam.PolicyStatement(actions=["ec2:AssociateAddress"], resources=arns, conditions=ours))
             statements.append(iam.PolicyStatement(actions=["ec2:DescribeAddresses"], resources=["*"]))
         role = self._role("MachineRole", "ec2.amazonaws.com", "The ECS agent of a relay's machine, and its address", statements)
-        why = "Only run time knows a machine's id in the cluster; a tag bounds the addresses and machines; ecs:DiscoverPollEndpoint and ec2:DescribeAddresses know no resource."
-        acknowledge(role, "AwsSolutions-IAM5", why)
+        acknowledge_wildcards(role, [members], "Only run time knows the id that a machine gets in the cluster.")
+        acknowledge_wildcards(role, ["*"], "ecs:DiscoverPollEndpoint and ec2:DescribeAddresses know no resource.")
+        acknowledge_wildcards(role, arns, "The condition on the tag names the addresses and the machines.")
         return role
 
     # Fargate
@@ -348,8 +346,8 @@ class Media(Stack):
 
     def _grow(self) -> None:
         """By what runs out first: one core, or allocations. A relay that goes ends its calls' path, so the fleet shrinks slowly."""
-        limits = scaling.EnableScalingProps(min_capacity=self._deployment.number("relay_min"), max_capacity=self._deployment.number("relay_max"))
-        count = self.service.auto_scale_task_count(min_capacity=limits.min_capacity, max_capacity=limits.max_capacity)
+        least, most = self._deployment.number("relay_min"), self._deployment.number("relay_max")
+        count = self.service.auto_scale_task_count(min_capacity=least, max_capacity=most)
         slowly, soon = Duration.minutes(15), Duration.minutes(1)
         count.scale_on_cpu_utilization("Cpu", target_utilization_percent=CPU_WANTED, scale_in_cooldown=slowly, scale_out_cooldown=soon)
         count.scale_to_track_custom_metric(
@@ -366,31 +364,16 @@ def fleet_metric(stage: str, name: str, statistic: str = "Average") -> cloudwatc
     return cloudwatch.Metric(namespace=NAMESPACE, metric_name=name, dimensions_map={"stage": stage}, statistic=statistic, period=period)
 
 
-def _retention(deployment: Deployment) -> logs.RetentionDays:
-    return RETENTION[deployment.number("log_days")]
-
-
-RETENTION: Final = {
-    1: logs.RetentionDays.ONE_DAY,
-    3: logs.RetentionDays.THREE_DAYS,
-    5: logs.RetentionDays.FIVE_DAYS,
-    7: logs.RetentionDays.ONE_WEEK,
-    14: logs.RetentionDays.TWO_WEEKS,
-    30: logs.RetentionDays.ONE_MONTH,
-    60: logs.RetentionDays.TWO_MONTHS,
-    90: logs.RetentionDays.THREE_MONTHS,
-    180: logs.RetentionDays.SIX_MONTHS,
-    365: logs.RetentionDays.ONE_YEAR,
-}
+# A relay's fixed address: the first free one of those that bear the tag. Two machines that want the same one are told apart by EC2; who gets none waits
+# for the machine that is going. The relay reads the address from the metadata, so the script ends when they know it.
 _ASSOCIATE: Final = """\
 command -v aws > /dev/null || dnf install -y -q awscli-2
-export AWS_DEFAULT_REGION=REGION
-token=$(curl -sf -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600' http://169.254.169.254/latest/api/token)
-meta() { curl -sf -H "X-aws-ec2-metadata-token: $token" "http://169.254.169.254/latest/meta-data/$1"; }
-machine=$(meta instance-id)
-free() { aws ec2 describe-addresses --filters Name=tag:TAG,Values=STAGE --query 'Addresses[?AssociationId==null].[AllocationId,PublicIp]' --output text; }
+token=$(curl -sf --retry 5 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600' http://169.254.169.254/latest/api/token)
+metadata() { curl -sf --retry 5 -H "X-aws-ec2-metadata-token: $token" "http://169.254.169.254/latest/meta-data/$1"; }
+machine=$(metadata instance-id)
+list() { aws ec2 describe-addresses --filters "Name=tag:$tag,Values=$stage" --query 'Addresses[?AssociationId==null].[AllocationId,PublicIp]' --output text; }
 take() {
-  free | while read -r allocation address; do
+  list | while read -r allocation address; do
     if aws ec2 associate-address --allocation-id "$allocation" --instance-id "$machine" --no-allow-reassociation > /dev/null; then
       echo "$address"
       return
@@ -398,4 +381,4 @@ take() {
   done
 }
 until address=$(take) && [ -n "$address" ]; do sleep 5; done
-until [ "$(meta public-ipv4)" = "$address" ]; do sleep 1; done"""
+until [ "$(metadata public-ipv4)" = "$address" ]; do sleep 1; done"""
