@@ -244,7 +244,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.POLL_S = 0.01
+    monkeypatch.setattr(module, "POLL_S", 0.01)
     return module
 
 
