@@ -1,23 +1,29 @@
 """Commands of the media fleet.
 
 `relay`: the relay alone with fixed users, for measuring. `hub`: the event hub alone. `node`: what the container runs, with secrets from Secrets
-Manager: the relay, and the hub where a session store and a callback URL are set.
+Manager: the relay, and the hub where a session store and a callback URL are set. `health`: the container's health check.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import ipaddress
 import os
 import signal
-from collections.abc import Mapping
-from contextlib import suppress
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from heliograph.ice import TurnSecrets
+from media_fleet import public_address
 from media_fleet.log import log
-from media_fleet.relay import Relay, RelayConfig, run, run_loop, serve
+from media_fleet.meters import Meter, Reading, publish
+from media_fleet.relay import Relay, RelayConfig, opened, run_loop, serve
 from media_fleet.settings import HubSettings, address, load, load_hub
 from media_fleet.turn import shared_secrets, static_users
 
@@ -40,11 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
     relay.add_argument("--stats", metavar="IP:PORT", help="HTTP endpoint: /healthz and /allocations")
     commands.add_parser("hub", help="the event hub alone; settings come from the environment")
     commands.add_parser("node", help="a node of the fleet; settings come from the environment")
+    commands.add_parser("health", help="exit code 0 when the node with the same environment is well; the container's health check")
     chosen = parser.parse_args(arguments)
     if chosen.command == "relay":
         _relay(chosen)
     elif chosen.command == "hub":
         _hub()
+    elif chosen.command == "health":
+        sys.exit(_health(os.environ))
     else:
         _node()
 
@@ -75,10 +84,16 @@ def refuse_in_a_container(environ: Mapping[str, str]) -> None:
 
 
 def _hub() -> None:
-    config = _hub_config(load_hub(os.environ))
+    settings = load_hub(os.environ)
+    config, every_s = _hub_config(settings), _seconds(settings.meters_s, "HELIOGRAPH_METERS_S")
     from media_fleet import hub
 
-    run_loop(hub.run(config))
+    async def run() -> None:
+        readings: list[Callable[[], Reading]] = []
+        async with _metered(settings.stage, every_s, readings):
+            await hub.until(config, _stopped(), lambda begun: readings.append(begun.reading))
+
+    run_loop(run())
 
 
 def _hub_config(settings: HubSettings) -> HubConfig:
@@ -102,28 +117,55 @@ def _hub_config(settings: HubSettings) -> HubConfig:
     )
 
 
-async def _relay_and_hub(config: RelayConfig, hub_config: HubConfig) -> None:
+async def _relay_and_hub(config: RelayConfig, hub_config: HubConfig | None, stage: str, meters_s: float) -> None:
     """Both in one process and on one signal; each drains in its own time."""
+    stopped = _stopped()
+    relay = await opened(config)
+    readings: list[Callable[[], Reading]] = [relay.reading]
+    try:
+        async with _metered(stage, meters_s, readings):
+            if hub_config is None:
+                await stopped.wait()
+                await relay.drain()
+            else:
+                await _with_hub(relay, hub_config, stopped, readings)
+    finally:
+        await relay.close()
+
+
+async def _with_hub(relay: Relay, hub_config: HubConfig, stopped: asyncio.Event, readings: list[Callable[[], Reading]]) -> None:
     from media_fleet import hub
 
+    hubbing = asyncio.create_task(hub.until(hub_config, stopped, lambda begun: readings.append(begun.reading)))
+    await asyncio.wait([hubbing, stopping := asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if stopped.is_set():
+        await relay.drain()
+    await hubbing
+
+
+def _stopped() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT."""
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    return stopped
+
+
+@asynccontextmanager
+async def _metered(stage: str, every_s: float, readings: list[Callable[[], Reading]]) -> AsyncIterator[None]:
+    """Tells the meters of what is in `readings` while the block runs; 0 seconds for never."""
+    if not every_s:
+        yield
+        return
+    meter = Meter(stage, socket.gethostname())
+    telling = asyncio.create_task(publish(meter, lambda: {name: value for read in readings for name, value in read().items()}, every_s))
     try:
-        relay = Relay(config)
-        await relay.start()
-    except OSError as error:
-        raise SystemExit(f"The relay cannot listen on udp {config.listen[0]}:{config.listen[1]}: {error.strerror or error}.") from None
-    try:
-        print(f"relay listening on udp {relay.address[0]}:{relay.address[1]}", flush=True)
-        hubbing = asyncio.create_task(hub.until(hub_config, stopped))
-        await asyncio.wait([hubbing, stopping := asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if stopped.is_set():
-            await relay.drain()
-        await hubbing
+        yield
     finally:
-        await relay.close()
+        telling.cancel()
+        with suppress(asyncio.CancelledError):
+            await telling
 
 
 def _node() -> None:
@@ -131,6 +173,7 @@ def _node() -> None:
     if bool(settings.redis_url) != bool(settings.connections_url):
         raise SystemExit("HELIOGRAPH_REDIS_URL and HELIOGRAPH_CONNECTIONS_URL belong together: set both for a hub, or none.")
     hub_config = _hub_config(settings) if settings.redis_url else None
+    every_s = _seconds(settings.meters_s, "HELIOGRAPH_METERS_S")
     try:
         secrets = [_read_secret(settings.turn_secret_id)]
     except ValueError as error:
@@ -139,7 +182,7 @@ def _node() -> None:
         realm=settings.turn_realm,
         credentials=shared_secrets(lambda: secrets[-1], settings.turn_realm),
         listen=address(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
-        relay_address=_ip(settings.relay_address, "HELIOGRAPH_RELAY_ADDRESS"),
+        relay_address=_public_address(settings.relay_address),
         stats_listen=address(settings.stats_listen, "HELIOGRAPH_STATS_LISTEN") if settings.stats_listen else None,
         drain_s=_seconds(settings.relay_drain_s, "HELIOGRAPH_RELAY_DRAIN_S"),
     )
@@ -148,7 +191,7 @@ def _node() -> None:
     async def node() -> None:
         watching = asyncio.create_task(_watch_secret(settings.turn_secret_id, secrets))
         try:
-            await (_relay_and_hub(config, hub_config) if hub_config else run(config))
+            await _relay_and_hub(config, hub_config, settings.stage, every_s)
         finally:
             watching.cancel()
             with suppress(asyncio.CancelledError):
@@ -172,6 +215,34 @@ async def _watch_secret(secret_id: str, secrets: list[TurnSecrets]) -> None:
             secrets[:] = [await asyncio.to_thread(_read_secret, secret_id)]
         except Exception as error:  # the process edge: a store that is away must not end running calls
             log("turn_secret_not_read", error=repr(error))
+
+
+def _public_address(text: str) -> str:
+    if text != public_address.AUTO:
+        return _ip(text, "HELIOGRAPH_RELAY_ADDRESS")
+    try:
+        found = public_address.learn(os.environ)
+    except public_address.Unknown as error:
+        raise SystemExit(f"HELIOGRAPH_RELAY_ADDRESS is auto, but {error}.") from None
+    log("relay_address_learned", relay_address=found)
+    return found
+
+
+def _health(environ: Mapping[str, str]) -> int:
+    """The exit code of the container's health check: 0 while the node answers 200 on its statistics port."""
+    listen = load(environ).stats_listen
+    if not listen:
+        raise SystemExit("HELIOGRAPH_STATS_LISTEN is not set, so there is nothing to ask.")
+    host, port = address(listen, "HELIOGRAPH_STATS_LISTEN")
+    asked = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host
+    connection = http.client.HTTPConnection(asked, port, timeout=3)
+    try:
+        connection.request("GET", "/healthz")
+        return 0 if connection.getresponse().status == HTTPStatus.OK else 1
+    except (OSError, http.client.HTTPException):
+        return 1
+    finally:
+        connection.close()
 
 
 def _user(text: str) -> tuple[str, str]:

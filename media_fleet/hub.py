@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -154,6 +153,11 @@ class Hub:
         at = {f"p{cut}_ms": round(took[min(len(took) - 1, len(took) * cut // 100)], 1) if took else None for cut in (50, 99)}
         state = {"hub": self.name, "has_lease": self.has_lease, "backlog": self._backlog.size, "in_flight": len(self._begun_s)}
         return state | self.outcomes | {"failed": failed, "malformed": self._malformed} | counts | at
+
+    def reading(self) -> dict[str, float]:
+        """What the meters tell (see `media_fleet.meters`); delivered and failed count up since the start."""
+        failed = self.outcomes["failed"] + self.outcomes["forbidden"] + self._backlog.counts.overflown
+        return {"HubHasLease": int(self.has_lease), "HubBacklog": self._backlog.size, "HubDelivered": self.outcomes["delivered"], "HubFailed": failed}
 
     def _health(self) -> tuple[HTTPStatus, object]:
         """Without a lease it is well all the same: a Redis that is away must not get hubs replaced."""
@@ -399,16 +403,8 @@ async def _ended(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def run(config: HubConfig) -> None:
-    """Runs a hub until SIGTERM or SIGINT; says on stdout when it has begun."""
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await until(config, stopped)
-
-
-async def until(config: HubConfig, stopped: asyncio.Event) -> None:
-    """Runs a hub until the event is set, then drains it."""
+async def until(config: HubConfig, stopped: asyncio.Event, begun: Callable[[Hub], None] = lambda _: None) -> None:
+    """Runs a hub until the event is set, then drains it; says on stdout, and to `begun`, when it has begun."""
     hub = Hub(config)
     try:
         await hub.start()
@@ -416,6 +412,7 @@ async def until(config: HubConfig, stopped: asyncio.Event) -> None:
         raise SystemExit(f"The hub cannot listen on {config.stats_listen}: {error.strerror or error}.") from None
     try:
         print("hub started" + (f", stats on {hub.stats_address[0]}:{hub.stats_address[1]}" if hub.stats_address else ""), flush=True)
+        begun(hub)
         await stopped.wait()
         await hub.drain()
     finally:

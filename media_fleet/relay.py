@@ -21,7 +21,7 @@ from typing import Any
 from media_fleet.log import log
 from media_fleet.stats import serve_stats
 from media_fleet.stun import Address
-from media_fleet.turn import CloseRelay, Credentials, Effect, Forward, OpenRelay, PeerPolicy, SendToClient, SendToPeer, TurnServer, TurnSettings
+from media_fleet.turn import CloseRelay, Credentials, Effect, Forward, OpenRelay, PeerPolicy, SendToClient, SendToPeer, TurnServer, TurnSettings, Usage
 from media_fleet.turn.server import LISTENER
 
 UDP = "udp"
@@ -72,7 +72,7 @@ class Relay:
         self._stats: asyncio.Server | None = None
         self._emptied = asyncio.Event()
         self._offset_s = time.time_ns() / 1e9 - time.clock_gettime(_CLOCK)
-        self._dropped = 0
+        self._dropped = self._ended_bytes = 0
 
     async def __aenter__(self) -> Relay:
         await self.start()
@@ -125,6 +125,11 @@ class Relay:
     def allocations(self) -> list[dict[str, Any]]:
         """Ended allocations that are remembered, then living ones, as plain data (see `media_fleet.turn.Usage`)."""
         return [asdict(usage) for usage in self._server.allocations()]
+
+    def reading(self) -> dict[str, float]:
+        """What the meters tell (see `media_fleet.meters`); bytes and drops count up since the start."""
+        living = sum(_bytes(usage) for usage in self._server.allocations() if usage.ended_at_ms is None)
+        return {"Allocations": self._server.live, "RelayedBytes": self._ended_bytes + living, "DroppedDatagrams": self._dropped}
 
     def _health(self) -> tuple[HTTPStatus, object]:
         is_draining = self._server.is_draining
@@ -211,6 +216,7 @@ class Relay:
                 self._perform(self._server.relay_opened(effect.five_tuple, self._open_socket(effect.ports), self._now()))
             elif isinstance(effect, CloseRelay):
                 self._close_socket(effect.port)
+                self._ended_bytes += _bytes(effect.usage)
                 log("allocation_ended", **asdict(effect.usage))
                 if self._server.is_draining and not self._server.live:
                     self._emptied.set()
@@ -249,6 +255,10 @@ class Relay:
         self._arm()
 
 
+def _bytes(usage: Usage) -> int:
+    return usage.from_client_bytes + usage.to_client_bytes
+
+
 def _udp_socket(address: Address) -> socket.socket:
     is_v6 = ":" in address[0]
     made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM)
@@ -264,10 +274,20 @@ def _udp_socket(address: Address) -> socket.socket:
 
 
 async def run(config: RelayConfig) -> None:
-    """Runs a relay until SIGTERM or SIGINT; says on stdout when it listens."""
+    """Runs a relay until SIGTERM or SIGINT."""
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    relay = await opened(config)
+    try:
+        await stopped.wait()
+        await relay.drain()
+    finally:
+        await relay.close()
+
+
+async def opened(config: RelayConfig) -> Relay:
+    """A relay that listens, which it says on stdout; SystemExit when an address is taken."""
     _raise_file_limit()
     relay = Relay(config)
     try:
@@ -275,12 +295,8 @@ async def run(config: RelayConfig) -> None:
     except OSError as error:
         also = f" and tcp {_text(config.stats_listen)}" if config.stats_listen else ""
         raise SystemExit(f"The relay cannot listen on udp {_text(config.listen)}{also}: {error.strerror or error}.") from None
-    try:
-        print(f"relay listening on udp {_text(relay.address)}", flush=True)
-        await stopped.wait()
-        await relay.drain()
-    finally:
-        await relay.close()
+    print(f"relay listening on udp {_text(relay.address)}", flush=True)
+    return relay
 
 
 def serve(config: RelayConfig) -> None:

@@ -30,6 +30,7 @@ class HubSettings:
     hub_shed_over: str = _setting("Over this many waiting posts, presence events are dropped; over four times as many, the hub lets its lease go.", "10000")
     hub_drain_s: str = _setting("How many seconds the hub may post its backlog after SIGTERM.", "20")
     stage: str = _setting("Name of the deployment.", "")
+    meters_s: str = _setting("Every how many seconds the meters are printed on stdout as CloudWatch's embedded metrics; 0 for never.", "0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class NodeSettings(HubSettings):
     """Of a node: a relay, and a hub where the hub's two required settings are there."""
 
     turn_secret_id: str = _setting("Secrets Manager id of {current, previous}: the relay's shared secret.")
-    relay_address: str = _setting("The public IP address of this node, as peers reach it.")
+    relay_address: str = _setting("The public IP address of this node, as peers reach it; `auto` asks AWS (EC2 or Fargate).")
     turn_listen: str = _setting("IP:PORT the relay listens on, UDP.", "0.0.0.0:3478")
     turn_realm: str = _setting("Realm of the relay; clients learn it from the relay itself.", "heliograph")
     stats_listen: str = _setting("IP:PORT of the HTTP endpoint for health and meters; empty for none.", "")

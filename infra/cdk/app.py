@@ -25,9 +25,11 @@ def main() -> None:
     from infra.cdk import assets, context
     from infra.cdk.api import Api
     from infra.cdk.edge import Firewall
+    from infra.cdk.media import Media
     from infra.cdk.migration import Migration
     from infra.cdk.network import Network
     from infra.cdk.state import State
+    from infra.cdk.watch import Watch
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-c", "--context", action="append", default=[], metavar="heliograph:NAME=VALUE", help="a context setting, as for `cdk`")
@@ -45,7 +47,10 @@ def main() -> None:
         code, architecture = assets.stage_code(Path(folder)), deployment.own["architecture"]
         bundle = partial(assets.bundle_layer, architecture=architecture)
         migration = Migration(app, deployment, network, state, code, bundle, env=env)
-        Api(app, deployment, network, state, code, bundle, firewall=firewall, env=env).add_stack_dependency(migration)
+        api = Api(app, deployment, network, state, code, bundle, firewall=firewall, env=env)
+        api.add_stack_dependency(migration)
+        media = Media(app, deployment, network, state, api, env=env) if network is not None and deployment.makes_media else None
+        Watch(app, deployment, network, state, api, media, env=env)
         assembly = app.synth()
     if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
         print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")

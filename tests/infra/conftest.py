@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import pytest
 
+from tests.infra.presets import Synthesis, synthesise_all
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 CONTEXT: Final = {
     "heliograph:stage": "test",
@@ -51,3 +53,8 @@ def synthesise(folder: Path, *, hash_seed: str = "0") -> Synthesised:
 @pytest.fixture(scope="session")
 def synthesised(tmp_path_factory: pytest.TempPathFactory) -> Synthesised:
     return synthesise(tmp_path_factory.mktemp("cdk"))
+
+
+@pytest.fixture(scope="session")
+def presets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Synthesis]:
+    return synthesise_all(tmp_path_factory.mktemp("presets"))

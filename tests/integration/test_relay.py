@@ -98,6 +98,25 @@ def living(relay: Relay) -> list[dict[str, Any]]:
 # aioice
 
 
+async def test_a_relay_that_listens_on_every_address_tells_the_public_one_and_takes_what_arrives_at_the_private_one() -> None:
+    """As behind an Elastic IP: the network translates, so what peers send to the public address arrives at the machine's own."""
+    async with Relay(config(listen=("0.0.0.0", 0), relay_address="8.8.4.4")) as relay:
+        transport, inbox = await create_turn_endpoint(Inbox, ("127.0.0.1", relay.address[1]), "ann", "pass")
+        told, port = transport.get_extra_info("sockname")
+        assert told == "8.8.4.4"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", 0))
+            transport.sendto(b"out", peer.getsockname())
+            peer.setblocking(False)
+            data, seen = await asyncio.wait_for(asyncio.get_running_loop().sock_recvfrom(peer, 100), 5)
+            assert (data, seen) == (b"out", ("127.0.0.1", port))
+            peer.sendto(b"back", ("127.0.0.1", port))
+            assert await inbox.next() == (b"back", peer.getsockname())
+        assert relay.reading() == {"Allocations": 1, "RelayedBytes": 7, "DroppedDatagrams": 0}
+        transport.close()
+        await until(lambda: relay.reading() == {"Allocations": 0, "RelayedBytes": 7, "DroppedDatagrams": 0}, "the end of the allocation, its bytes kept")
+
+
 async def test_aioice_allocates_binds_a_channel_and_hears_its_echo(relay: Relay, echo: tuple[str, int]) -> None:
     transport, inbox = await allocate(relay)
     host, port = transport.get_extra_info("sockname")

@@ -161,10 +161,12 @@ class SecretsManager(http.server.BaseHTTPRequestHandler):
         """Says nothing."""
 
 
-def test_a_node_takes_its_secrets_from_secrets_manager_and_accepts_the_current_and_the_previous_one() -> None:
+@pytest.fixture
+def node() -> Iterator[dict[str, str]]:
+    """The environment of a node whose secret is there."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SecretsManager) as stand_in:
         threading.Thread(target=stand_in.serve_forever, daemon=True).start()
-        settings = {
+        yield {
             "HELIOGRAPH_TURN_SECRET_ID": "turn",
             "HELIOGRAPH_TURN_LISTEN": "127.0.0.1:0",
             "HELIOGRAPH_TURN_REALM": "north",
@@ -175,10 +177,97 @@ def test_a_node_takes_its_secrets_from_secrets_manager_and_accepts_the_current_a
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
         }
-        with started("node", **settings) as (process, server):
-            name = turn_username(time.time_ns() // 10**9 + 60, "acc_1", "dev_1")
-            codes = {secret: allocate(server, name, turn_password(secret, name), "north") for secret in ("new", "old", "older")}
-            assert codes == {"new": None, "old": None, "older": 401}
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
         stand_in.shutdown()
+
+
+def sign_in(server: Address, secret: str = "new") -> int | None:  # noqa: S107
+    """Allocates with time-limited credentials made of this secret."""
+    name = turn_username(time.time_ns() // 10**9 + 60, "acc_1", "dev_1")
+    return allocate(server, name, turn_password(secret, name), "north")
+
+
+def test_a_node_takes_its_secrets_from_secrets_manager_and_accepts_the_current_and_the_previous_one(node: dict[str, str]) -> None:
+    with started("node", **node) as (process, server):
+        assert {secret: sign_in(server, secret) for secret in ("new", "old", "older")} == {"new": None, "old": None, "older": 401}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def health(**env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "media_fleet", "health"], env=environment(**env), capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_the_health_check_tells_a_node_that_runs_from_one_that_drains_and_one_that_is_gone(node: dict[str, str]) -> None:
+    port = free_port()
+    mine = {**node, "HELIOGRAPH_STATS_LISTEN": f"127.0.0.1:{port}", "HELIOGRAPH_RELAY_DRAIN_S": "30"}
+    assert health(**mine).returncode == 1
+    with started("node", **mine) as (process, server):
+        assert health(**mine).returncode == 0
+        assert health(**{**mine, "HELIOGRAPH_STATS_LISTEN": f"0.0.0.0:{port}"}).returncode == 0  # every address: asked on loopback
+        assert sign_in(server) is None
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while health(**mine).returncode == 0:
+            assert time.monotonic() < deadline, "the node does not say that it drains"
+        assert process.poll() is None
+
+
+def test_a_health_check_without_a_port_to_ask_says_so(node: dict[str, str]) -> None:
+    done = health(**node)
+    assert (done.returncode, done.stderr) == (1, "HELIOGRAPH_STATS_LISTEN is not set, so there is nothing to ask.\n")
+
+
+def test_a_node_tells_its_meters_on_stdout_and_only_when_asked(node: dict[str, str]) -> None:
+    with started("node", HELIOGRAPH_STAGE="prod", HELIOGRAPH_METERS_S="0.2", **node) as (process, server):
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        assert (first["stage"], first["Allocations"]) == ("prod", 0)
+        assert sign_in(server) is None
+        deadline = time.monotonic() + 10
+        while json.loads(process.stdout.readline())["Allocations"] != 1:
+            assert time.monotonic() < deadline, "the allocation is not told"
+    with started("node", HELIOGRAPH_STAGE="prod", **node) as (process, server):
+        assert sign_in(server) is None
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=10)[0] == ""
+
+
+class InstanceMetadata(http.server.BaseHTTPRequestHandler):
+    """IMDSv2 of a machine with an Elastic IP; tests/contract/test_public_address.py holds it against what EC2 documents."""
+
+    def do_PUT(self) -> None:
+        self._answer("token")
+
+    def do_GET(self) -> None:
+        self._answer("198.51.100.7" if self.headers["X-aws-ec2-metadata-token"] == "token" else "")
+
+    def _answer(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Says nothing."""
+
+
+def test_behind_an_elastic_ip_a_node_listens_on_every_address_and_tells_the_public_one(node: dict[str, str]) -> None:
+    """The machine itself never has the public address: the sockets are bound to 0.0.0.0, and clients are told what peers reach."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), InstanceMetadata) as machine:
+        threading.Thread(target=machine.serve_forever, daemon=True).start()
+        mine = {**node, "HELIOGRAPH_TURN_LISTEN": "0.0.0.0:0", "HELIOGRAPH_RELAY_ADDRESS": "auto"}
+        with started("node", AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://127.0.0.1:{machine.server_port}", **mine) as (process, server):
+            assert server[0] == "0.0.0.0"
+            assert sign_in(("127.0.0.1", server[1])) is None
+            process.send_signal(signal.SIGTERM)
+            events = [json.loads(line) for line in process.communicate(timeout=10)[1].splitlines()]
+        machine.shutdown()
+    learned, ended = events
+    assert (learned["event"], learned["relay_address"]) == ("relay_address_learned", "198.51.100.7")
+    assert ended["relayed_address"].startswith("198.51.100.7:")
