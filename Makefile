@@ -8,8 +8,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 export PATH := $(PATH):$(CURDIR)/$(BIN)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && mkdir -p build && \
+	{ $(BIN)/lint-imports --no-cache > build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }; }
+TYPES = $(BIN)/mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client tests bench docs
 .DEFAULT_GOAL := help
-.PHONY: help setup run check format unit test test-pythons e2e bench synth lock clean
+.PHONY: help setup run lint check format unit test test-pythons e2e bench synth lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,11 +51,14 @@ setup: $(STAMP)/python  ## make .venv with everything the product needs on a lap
 run: setup $(STAMP)/demo $(STAMP)/speech  ## the whole product on this laptop, one real call made; ONCE=1 ends after the call
 	@$(BIN)/python -m local $(if $(ONCE),--once)
 
-check: setup  ## style, types, import rules, unit and contract tests
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
-	@mkdir -p build && $(BIN)/lint-imports --no-cache > build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }
-	@$(BIN)/mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client tests bench docs & types=$$!; \
-		code=0; $(BIN)/pytest tests/unit tests/contract || code=$$?; wait $$types || code=$$?; exit $$code  # the tests mostly wait, the types mostly compute
+lint: setup  ## style, import rules, types
+	@$(STYLE)
+	@$(TYPES)
+
+check: setup  ## lint, and unit and contract tests beside the types
+	@$(STYLE)
+	@$(TYPES) & types=$$!; code=0; $(BIN)/pytest tests/unit tests/contract || code=$$?; \
+		wait $$types || code=$$?; exit $$code  # the tests mostly wait, the types mostly compute
 
 format: setup  ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

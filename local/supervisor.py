@@ -139,10 +139,10 @@ class Supervisor:
         while True:
             await process.wait()
             self._is_ready[child.name].clear()
-            self._report(child.name, f"died with status {process.returncode}, starting again")
+            delay_s = _RESTART_DELAY_S if time.monotonic() - started > _STEADY_AFTER_S else min(_MAX_RESTART_DELAY_S, delay_s)
+            self._report(child.name, f"died with status {process.returncode}, starting again in {delay_s:g} s")
             if child.died is not None:
                 child.died()
-            delay_s = _RESTART_DELAY_S if time.monotonic() - started > _STEADY_AFTER_S else min(_MAX_RESTART_DELAY_S, delay_s)
             await asyncio.sleep(delay_s)
             started, delay_s = time.monotonic(), delay_s * 2
             self.restarts[child.name] += 1

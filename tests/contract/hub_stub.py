@@ -141,7 +141,7 @@ async def leased(hub: Hub, timeout_s: float = 5.0) -> Hub:
     return hub
 
 
-async def quiet(hub: Hub, timeout_s: float = 30.0) -> None:
+async def quiet(hub: Hub, timeout_s: float = 60.0) -> None:
     await until("a quiet hub", lambda: hub.stats()["jobs"] and hub.stats()["backlog"] == hub.stats()["in_flight"] == 0, timeout_s)
 
 

@@ -80,7 +80,7 @@ async def test_an_idle_socket_is_closed_with_1001_and_disconnect_says_so() -> No
     async with _world(idle_s=0.3) as world:
         socket, started = await world.open(), time.monotonic()
         assert await _ended(socket) == (1001, "Going away")
-        assert 0.25 < time.monotonic() - started < 2
+        assert 0.25 < time.monotonic() - started < 20
         assert await _told(world) == (1001, "Going away")
 
 
@@ -101,10 +101,14 @@ async def test_a_protocol_ping_is_no_message() -> None:
     """Documented nowhere; assumed, so that a client which relies on it is found out here. A browser cannot send one anyway."""
     async with _world(idle_s=0.4) as world:
         socket = await world.open()
-        for _ in range(3):
+        ended = asyncio.create_task(_ended(socket))
+        for _ in range(100):
+            if ended.done():
+                break
+            with contextlib.suppress(ConnectionClosed):
+                await socket.ping()
             await asyncio.sleep(0.1)
-            await socket.ping()
-        assert await asyncio.wait_for(_ended(socket), 1) == (1001, "Going away")
+        assert await asyncio.wait_for(ended, 0) == (1001, "Going away")
 
 
 async def test_a_busy_socket_ends_after_its_two_hours() -> None:
@@ -116,7 +120,7 @@ async def test_a_busy_socket_ends_after_its_two_hours() -> None:
             await asyncio.sleep(0.01)
             with contextlib.suppress(ConnectionClosed):
                 await socket.send("x")
-        assert 0.4 < time.monotonic() - started < 2
+        assert 0.4 < time.monotonic() - started < 20
         assert (socket.close_code, socket.close_reason) == (1001, "Going away")
         assert await _told(world) == (1001, "Going away")
 
@@ -147,8 +151,8 @@ async def test_the_time_scale_shortens_a_sockets_life_and_nothing_else() -> None
         socket, now_ms = await world.open(), time.time_ns() // 1_000_000
         await socket.send("x")
         assert await socket.recv() == "done"
-        assert abs(at_ms[0] - now_ms) < 1000
-        assert await asyncio.wait_for(_ended(socket), 2) == (1001, "Going away")
+        assert abs(at_ms[0] - now_ms) < 10_000
+        assert await asyncio.wait_for(_ended(socket), 10) == (1001, "Going away")
 
 
 # --- how many

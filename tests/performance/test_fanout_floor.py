@@ -15,7 +15,7 @@ from tests.contract.hub_stub import Server, StubGateway, config, fresh, gateway,
 
 __all__ = ["gateway"]  # a fixture
 ANSWER_S, SOCKETS, CONCURRENCY = 0.008, 1_000, 64
-FLOOR = 4.0  # the stub, in Python too, shares the interpreter with the hub
+FLOOR = 16.0  # one after another would be 64; a quiet machine shows 2, with the stub in the same interpreter
 
 
 @pytest.fixture

@@ -351,7 +351,7 @@ def test_the_worst_text_within_the_limits_takes_no_longer_than_a_real_one(filler
     text = MINIMAL + (filler[:995] + "\r\n") * 23
     started_s = time.process_time()
     assert_text_or_malformed(text, "offer")
-    assert time.process_time() - started_s < 0.1
+    assert time.process_time() - started_s < 0.5
 
 
 def test_six_kilobytes_are_checked_within_a_millisecond() -> None:
