@@ -33,7 +33,8 @@ def main() -> None:
     deployment = context.read({**app.node.get_all_context(), **given})
     with tempfile.TemporaryDirectory() as folder:
         state = State(app, deployment)
-        Api(app, deployment, state, assets.stage_code(Path(folder)), lambda layer: assets.bundle_layer(layer, deployment.own["architecture"]))
+        code = assets.stage_code(Path(folder), is_compiled=deployment.has("bundle"))
+        Api(app, deployment, state, code, lambda layer: assets.bundle_layer(layer, deployment.own["architecture"]))
         assembly = app.synth()
     if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
         print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")

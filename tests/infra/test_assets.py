@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import struct
 import subprocess
@@ -25,6 +26,9 @@ from tests.infra.conftest import CONTEXT, ROOT, Synthesised
 E_MACHINE: Final = {"arm64": 183, "x86_64": 62}  # EM_AARCH64, EM_X86_64 of the System V ABI
 GLIBC_MINOR: Final = 34  # Amazon Linux 2023, the system of the runtime python3.13
 LIBRARIES: Final = [(layer, architecture) for layer in assets.LAYERS for architecture in assets.MACHINES]
+_MADE: Final = assets.compiler()
+_HERE: Final = {machine: name for name, machine in assets.MACHINES.items()}.get(platform.machine())
+LIKE_LAMBDA: Final = (_MADE[0], _HERE) if _MADE is not None and _HERE is not None and sys.platform == "linux" else None
 _TRY: Final = """
 import json, sys
 given = json.loads(sys.stdin.read())
@@ -177,7 +181,7 @@ def test_a_layer_made_again_elsewhere_under_another_umask_is_the_same(tmp_path: 
         os.umask(before)
     assert assets.digest(again) == assets.digest(assets.bundle_layer(layer, "arm64"))
     assert {path.stat().st_mode & 0o777 for path in again.rglob("*")} == {0o755, 0o644}
-    assert not [path for path in again.rglob("*") if path.suffix == ".pyc" or path.name in ("RECORD", "INSTALLER", "bin")]
+    assert not [path for path in again.rglob("*") if path.name in ("RECORD", "INSTALLER", "bin")]
 
 
 def test_a_layer_that_is_there_is_taken_without_asking_pip() -> None:
@@ -207,6 +211,22 @@ def test_a_function_stays_below_what_lambda_takes(architecture: str, tmp_path: P
         assert code + sum(assets.unzipped_bytes(assets.bundle_layer(layer, architecture)) for layer in layers) <= assets.MOST_BYTES
 
 
+@pytest.mark.skipif(assets.compiler() is None, reason=f"no Python {assets.PYTHON} here to compile with")
+@pytest.mark.parametrize("uploaded", ["code", *assets.LAYERS])
+def test_what_is_uploaded_has_bytecode_that_lambdas_python_takes_without_asking_the_source(uploaded: str, tmp_path: Path) -> None:
+    is_code = uploaded == "code"
+    folder = assets.stage_code(tmp_path, is_compiled=True) if is_code else assets.bundle_layer(uploaded, "arm64")
+    compiled = list(folder.rglob("*.pyc"))
+    assert len(compiled) == len(list(folder.rglob("*.py"))) > 0
+    for path in compiled:
+        source = path.parent.parent / path.name.replace(".cpython-313.pyc", ".py")
+        assert source.is_file()
+        content = path.read_bytes()
+        magic, flags = struct.unpack_from("<H2xI", content)
+        assert (magic, flags) == (3571, 0b01), "of Python 3.13 (its magic number), unchecked hash (PEP 552)"
+        assert f"{'/var/task' if is_code else '/opt'}/{source.relative_to(folder).as_posix()}".encode() in content
+
+
 def unfit(folder: Path, architecture: str) -> Iterator[str]:
     """What Lambda's python3.13 on this processor could not load: libraries for another machine, Python or glibc."""
     for path in (path for path in folder.rglob("*") if path.is_file()):
@@ -232,10 +252,10 @@ def unfit(folder: Path, architecture: str) -> Iterator[str]:
 
 def _is_fit(tag: str, machine: str) -> bool:
     """Of a wheel's tag (PEP 425, PEP 600), whether the runtime takes it."""
-    python, abi, platform = tag.split("-")
+    python, abi, system = tag.split("-")
     for_python = (python, abi) == ("cp313", "cp313") or python == "py3" or (abi == "abi3" and int(python.removeprefix("cp3")) <= 13)
-    glibc = re.fullmatch(rf"manylinux(?:_2_(\d+)|(2014))_{machine}", platform)
-    return for_python and (platform == "any" or (glibc is not None and (glibc[2] is not None or int(glibc[1]) <= GLIBC_MINOR)))
+    glibc = re.fullmatch(rf"manylinux(?:_2_(\d+)|(2014))_{machine}", system)
+    return for_python and (system == "any" or (glibc is not None and (glibc[2] is not None or int(glibc[1]) <= GLIBC_MINOR)))
 
 
 @pytest.mark.parametrize(("layer", "architecture"), LIBRARIES)
@@ -271,15 +291,15 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assets.stage_code(tmp_path_factory.mktemp("code"))
 
 
-def tried(function: Function, code: Path, layers: tuple[str, ...]) -> dict[str, Any]:
+def tried(function: Function, code: Path, layers: tuple[str, ...], architecture: str = assets.HERE, python: str = sys.executable) -> dict[str, Any]:
     """What a bare interpreter says that has the code, these layers and what Lambda brings, and imports all that the handler can reach."""
-    path = [str(code), *(str(assets.bundle_layer(layer, assets.HERE) / "python") for layer in (*layers, assets.RUNTIME))]
+    path = [str(code), *(str(assets.bundle_layer(layer, architecture) / "python") for layer in (*layers, assets.RUNTIME))]
     reached = reached_by(function.handler)
     module, _, name = function.handler.rpartition(".")
     given = {"path": path, "statements": [f"from {module} import {name}", *(f"import {module}" for module in reached.modules), *reached.statements]}
     environment = {PREFIX + item.name.upper(): "x" for item in fields(Settings) if item.default is MISSING} | {"AWS_REGION": "eu-west-1"}
-    compiled = f"pycache_prefix={code.parent / 'compiled'}"  # the layers stay as pip left them
-    command = [sys.executable, "-I", "-S", "-X", compiled, "-c", _TRY]
+    bytecode = ["-X", f"pycache_prefix={code.parent / 'compiled'}"] if architecture == assets.HERE else ["-B"]  # the layers stay as they are
+    command = [python, "-I", "-S", *bytecode, "-c", _TRY]
     ended = subprocess.run(command, input=json.dumps(given), env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
@@ -292,6 +312,15 @@ def test_a_handler_imports_all_it_can_reach_with_its_own_layers_alone(function: 
     assert (found["missing"], found["sigint"]) == ([], 2)
     assert not [path for path in found["path"] if path.rstrip("/").endswith("functions")]
     assert not [file for file in found["loaded"] if "site-packages" in file]
+
+
+@pytest.mark.skipif(LIKE_LAMBDA is None, reason=f"no Python {assets.PYTHON} on Linux for a processor of Lambda here")
+def test_the_shipped_layers_themselves_run_where_this_machine_is_like_lambda(code: Path) -> None:
+    assert LIKE_LAMBDA is not None
+    python, architecture = LIKE_LAMBDA
+    for layers, function in {assets.layers_of(function.handler): function for function in FUNCTIONS}.items():
+        found = tried(function, code, layers, architecture, python)
+        assert (found["missing"], found["sigint"]) == ([], 2), function.name
 
 
 def test_nobody_carries_a_layer_that_it_could_do_without(code: Path) -> None:
@@ -325,3 +354,11 @@ def test_the_template_gives_each_function_its_layers_for_the_processor_chosen(tm
 
 def test_a_synth_for_reading_has_no_layer(synthesised: Synthesised) -> None:
     assert not synthesised.of_type("AWS::Lambda::LayerVersion")
+
+
+def test_the_command_prints_every_layer_and_function() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "infra.cdk.assets", "--architecture", "arm64"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    first_words = {line.split()[0] for line in ended.stdout.splitlines() if line}
+    assert {*assets.LAYERS, *(function.name for function in FUNCTIONS)} <= first_words
