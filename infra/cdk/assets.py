@@ -25,7 +25,6 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from functions.routes import FUNCTIONS
 from infra.cdk.imports import OURS, reached_by
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -88,6 +87,11 @@ def stage_code(target: Path, *, is_compiled: bool = False) -> Path:
         _compile(target, "/var/task")
     _make_readable(target)
     return target
+
+
+def handlers() -> dict[str, str]:
+    """Folder below `functions/` -> handler string: those of the route table, and those that no route leads to."""
+    return {path.parent.name: f"functions.{path.parent.name}.handler.handler" for path in sorted((ROOT / "functions").glob("*/handler.py"))}
 
 
 def digest(folder: Path) -> str:
@@ -245,10 +249,10 @@ def main() -> None:
         code_bytes = unzipped_bytes(code)
         print(f"{'our code':12}{'':10}{code_bytes / mb:10.1f}{len(zipped(code)) / mb:9.1f}")
     print(f"\nFunctions, MiB with our code; at most {MOST_LAYERS} layers and {MOST_BYTES // mb} MiB; what a handler imports sooner or later (its budget)\n")
-    for function in FUNCTIONS:
-        layers = layers_of(function.handler)
+    for name, handler in handlers().items():
+        layers = layers_of(handler)
         most = max(sum(unzipped[layer, architecture] for layer in layers) for architecture in chosen) + code_bytes
-        print(f"{function.name:16}{most / mb:6.1f}  {', '.join(layers):34}{', '.join(sorted(reached_by(function.handler).packages))}")
+        print(f"{name:16}{most / mb:6.1f}  {', '.join(layers):34}{', '.join(sorted(reached_by(handler).packages))}")
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from typing import Any, Final
 import pytest
 
 from adapters.settings import PREFIX, Settings
-from functions.routes import FUNCTIONS, Function
+from functions.routes import FUNCTIONS
 from infra.cdk import assets
 from infra.cdk.imports import reached_by
 from tests.infra.conftest import CONTEXT, ROOT, Synthesised
 
+pytestmark = pytest.mark.timeout(400)  # the first run fetches what the layers are made of
 E_MACHINE: Final = {"arm64": 183, "x86_64": 62}  # EM_AARCH64, EM_X86_64 of the System V ABI
 GLIBC_MINOR: Final = 34  # Amazon Linux 2023, the system of the runtime python3.13
 LIBRARIES: Final = [(layer, architecture) for layer in assets.LAYERS for architecture in assets.MACHINES]
@@ -79,14 +80,15 @@ def test_the_code_is_our_packages_with_every_handler(synthesised: Synthesised) -
     (asset,) = [path for path in synthesised.folder.iterdir() if path.name.startswith("asset.") and (path / "functions").is_dir()]
     assert {path.name for path in asset.iterdir()} == {"heliograph", "adapters", "functions"}
     assert {path.suffix for path in asset.rglob("*") if path.is_file()} == {".py"}
-    for function in FUNCTIONS:
-        assert (asset / f"{function.handler.rpartition('.')[0].replace('.', '/')}.py").is_file()
+    assert {function.name: function.handler for function in FUNCTIONS}.items() <= assets.handlers().items()
+    for handler in assets.handlers().values():
+        assert (asset / f"{handler.rpartition('.')[0].replace('.', '/')}.py").is_file()
 
 
 def test_every_module_of_the_code_is_one_that_some_handler_can_reach(tmp_path: Path) -> None:
     staged = assets.stage_code(tmp_path)
     modules = {path.relative_to(staged).with_suffix("").as_posix().replace("/", ".") for path in staged.rglob("*.py") if path.name != "__init__.py"}
-    unreached = modules.difference(*(reached_by(function.handler).modules for function in FUNCTIONS))
+    unreached = modules.difference(*(reached_by(handler).modules for handler in assets.handlers().values()))
     assert unreached <= {"adapters.migrations_mongo"}, "an operator's module travels with the functions; more than that one should lie elsewhere"
 
 
@@ -133,7 +135,7 @@ def test_an_import_that_no_layer_has_is_refused_with_where_to_add_it(tmp_path: P
 
 
 def test_only_those_who_sign_in_or_push_carry_what_that_takes() -> None:
-    of = {function.name: set(assets.layers_of(function.handler)) for function in FUNCTIONS}
+    of = {name: set(assets.layers_of(handler)) for name, handler in assets.handlers().items()}
     assert {name for name, layers in of.items() if "passwords" in layers} == {"tokens"}
     assert {name for name, layers in of.items() if "firebase" in layers} == {"tokens", "push_dispatch"}
     assert "keys" in of["authorizer"]
@@ -205,8 +207,8 @@ def test_a_layer_has_what_the_lock_file_says_and_nothing_of_another_layer(layer:
 @pytest.mark.parametrize("architecture", assets.MACHINES)
 def test_a_function_stays_below_what_lambda_takes(architecture: str, tmp_path: Path) -> None:
     code = assets.unzipped_bytes(assets.stage_code(tmp_path))
-    for function in FUNCTIONS:
-        layers = assets.layers_of(function.handler)
+    for handler in assets.handlers().values():
+        layers = assets.layers_of(handler)
         assert len(layers) <= assets.MOST_LAYERS
         assert code + sum(assets.unzipped_bytes(assets.bundle_layer(layer, architecture)) for layer in layers) <= assets.MOST_BYTES
 
@@ -291,11 +293,11 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assets.stage_code(tmp_path_factory.mktemp("code"))
 
 
-def tried(function: Function, code: Path, layers: tuple[str, ...], architecture: str = assets.HERE, python: str = sys.executable) -> dict[str, Any]:
+def tried(handler: str, code: Path, layers: tuple[str, ...], architecture: str = assets.HERE, python: str = sys.executable) -> dict[str, Any]:
     """What a bare interpreter says that has the code, these layers and what Lambda brings, and imports all that the handler can reach."""
     path = [str(code), *(str(assets.bundle_layer(layer, architecture) / "python") for layer in (*layers, assets.RUNTIME))]
-    reached = reached_by(function.handler)
-    module, _, name = function.handler.rpartition(".")
+    reached = reached_by(handler)
+    module, _, name = handler.rpartition(".")
     given = {"path": path, "statements": [f"from {module} import {name}", *(f"import {module}" for module in reached.modules), *reached.statements]}
     environment = {PREFIX + item.name.upper(): "x" for item in fields(Settings) if item.default is MISSING} | {"AWS_REGION": "eu-west-1"}
     bytecode = ["-X", f"pycache_prefix={code.parent / 'compiled'}"] if architecture == assets.HERE else ["-B"]  # the layers stay as they are
@@ -306,9 +308,9 @@ def tried(function: Function, code: Path, layers: tuple[str, ...], architecture:
     return found
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
-def test_a_handler_imports_all_it_can_reach_with_its_own_layers_alone(function: Function, code: Path) -> None:
-    found = tried(function, code, assets.layers_of(function.handler))
+@pytest.mark.parametrize("handler", assets.handlers().values())
+def test_a_handler_imports_all_it_can_reach_with_its_own_layers_alone(handler: str, code: Path) -> None:
+    found = tried(handler, code, assets.layers_of(handler))
     assert (found["missing"], found["sigint"]) == ([], 2)
     assert not [path for path in found["path"] if path.rstrip("/").endswith("functions")]
     assert not [file for file in found["loaded"] if "site-packages" in file]
@@ -318,18 +320,16 @@ def test_a_handler_imports_all_it_can_reach_with_its_own_layers_alone(function: 
 def test_the_shipped_layers_themselves_run_where_this_machine_is_like_lambda(code: Path) -> None:
     assert LIKE_LAMBDA is not None
     python, architecture = LIKE_LAMBDA
-    for layers, function in {assets.layers_of(function.handler): function for function in FUNCTIONS}.items():
-        found = tried(function, code, layers, architecture, python)
-        assert (found["missing"], found["sigint"]) == ([], 2), function.name
+    for handler in assets.handlers().values():
+        found = tried(handler, code, assets.layers_of(handler), architecture, python)
+        assert (found["missing"], found["sigint"]) == ([], 2), handler
 
 
 def test_nobody_carries_a_layer_that_it_could_do_without(code: Path) -> None:
-    one_of_each = {assets.layers_of(function.handler): function for function in FUNCTIONS}
-    for layers, function in one_of_each.items():
+    for layers, handler in {assets.layers_of(handler): handler for handler in assets.handlers().values()}.items():
         for layer in layers:
-            assert tried(function, code, tuple(other for other in layers if other != layer))["missing"], (
-                f"{function.name} imports all it can reach without {layer}"
-            )
+            others = tuple(other for other in layers if other != layer)
+            assert tried(handler, code, others)["missing"], f"{handler} imports all it can reach without {layer}"
 
 
 # The templates
@@ -361,4 +361,4 @@ def test_the_command_prints_every_layer_and_function() -> None:
         [sys.executable, "-m", "infra.cdk.assets", "--architecture", "arm64"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     first_words = {line.split()[0] for line in ended.stdout.splitlines() if line}
-    assert {*assets.LAYERS, *(function.name for function in FUNCTIONS)} <= first_words
+    assert {*assets.LAYERS, *assets.handlers()} <= first_words
