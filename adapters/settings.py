@@ -46,7 +46,12 @@ class Settings:
     notifications_queue_url: str = _setting("Queue of pushes to send.")
     timers_queue_url: str = _setting("Queue of what was put off: sockets to look after, presence to tell a second later.")
     turn_urls: str = _setting("Comma-separated turn: and turns: URLs handed to clients.")
+    origin_secret_id: str = _setting(
+        "Secrets Manager id of {current, previous}: what CloudFront adds to a request; empty when nobody stands before the APIs.", ""
+    )
     redis_mode: str = _setting("`single` or `cluster`.", "single")
+    redis_user: str = _setting("User of ElastiCache who signs in by IAM; empty where the URL says all.", "")
+    redis_cache: str = _setting("Name of the ElastiCache Serverless cache that `redis_user` signs in to.", "")
     mongodb_database: str = _setting("Database of the ledger.", "heliograph")
     audience: str = _setting("`aud` of our tokens.", "heliograph")
     private_candidates: str = _setting("`drop` hides host candidates with private addresses; `pass` lets peers in one network talk directly.", "drop")
@@ -127,6 +132,16 @@ def _container() -> ContainerCredentials | None:
     from adapters.aws_credentials import of_container
 
     return of_container(os.environ)
+
+
+def forget_credentials() -> None:
+    """Asks the container for its keys anew: those of a process that slept may have ended, or be another's."""
+    _container.cache_clear()
+
+
+def lambda_handler() -> str:
+    """The handler string of the Lambda function that this process is; empty elsewhere."""
+    return os.environ.get("_HANDLER", "")
 
 
 def aws_region() -> str:

@@ -65,6 +65,26 @@ def sign(method: str, url: str, headers: Mapping[str, str], body: bytes, *, cred
     return sent
 
 
+def presign(url: str, *, credentials: Credentials, region: str, service: str, expires_s: int, now: float) -> str:
+    """The URL with a signature in its query: whoever has it may GET it for `expires_s` seconds. Not for S3, which signs paths and bodies in another way."""
+    parts = urlsplit(url)
+    stamp = timestamp(now)
+    scope = scope_of(stamp, region, service)
+    signed = {
+        "X-Amz-Algorithm": ALGORITHM,
+        "X-Amz-Credential": f"{credentials.access_key_id}/{scope}",
+        "X-Amz-Date": stamp,
+        "X-Amz-Expires": str(expires_s),
+        "X-Amz-SignedHeaders": "host",
+    }
+    if credentials.session_token:
+        signed["X-Amz-Security-Token"] = credentials.session_token
+    query = "&".join([*([parts.query] if parts.query else []), *(f"{name}={quote(value, safe='-_.~')}" for name, value in signed.items())])
+    canonical = canonical_request("GET", parts.path, query, {"host": host_of(url)}, ["host"], _EMPTY_SHA256, service)
+    signature = _signature(credentials.secret_key, scope, string_to_sign(stamp, scope, canonical))
+    return parts._replace(query=f"{query}&X-Amz-Signature={signature}").geturl()
+
+
 def verify_header(
     method: str, target: str, headers: Mapping[str, str], body: bytes, *, credentials: Iterable[Credentials], region: str, service: str, now: float
 ) -> Credentials:

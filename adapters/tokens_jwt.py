@@ -7,21 +7,19 @@ tokens of the previous key are good until they expire. A key that is withdrawn, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from adapters.secrets_aws import ASKED_AGAIN_S, Rotated
 from heliograph.auth import ACCESS_TYP, LEEWAY_S, LONGEST_S
-from heliograph.errors import TokenExpired, TokenInvalid, Unavailable
+from heliograph.errors import TokenExpired, TokenInvalid
 from heliograph.shapes import JsonObject
 
 ALGORITHM = "ES256"
-FRESH_S = 300
-ASKED_AGAIN_S = 5
-"""How often an unknown `kid` may make a process read the keys: anybody can send one."""
 LONGEST_TOKEN = 4096
 _HEADER = {"alg", "kid", "typ"}
 _REQUIRED = ("iss", "aud", "sub", "exp", "iat", "jti")
@@ -30,17 +28,14 @@ _REQUIRED = ("iss", "aud", "sub", "exp", "iat", "jti")
 class Tokens:
     def __init__(self, read: Callable[[], dict[str, Any]], clock: Callable[[], int], *, issuer: str, audience: str) -> None:
         """`read` gives the keys as they are now, `clock` milliseconds."""
-        self._read_keys, self._clock, self._issuer, self._audience = read, clock, issuer, audience
-        self._read_at_ms = clock()
-        self._read()
+        self._keys, self._issuer, self._audience = Rotated(lambda: _keys(read()), clock), issuer, audience
 
     def sign(self, claims: JsonObject, typ: str) -> str:
-        self._stay_fresh()
-        return jwt.encode(claims, self._keys[self._current], algorithm=ALGORITHM, headers={"kid": self._current, "typ": typ})
+        keys = self._keys.get()
+        return jwt.encode(claims, keys.by_kid[keys.current], algorithm=ALGORITHM, headers={"kid": keys.current, "typ": typ})
 
     def verify(self, token: str, typ: str) -> JsonObject:
         """The claims; TokenExpired or TokenInvalid. The key is chosen among ours by `kid`; a header that says more than alg, kid and typ is refused."""
-        self._stay_fresh()
         try:
             if len(token) > LONGEST_TOKEN:
                 raise TokenInvalid
@@ -67,29 +62,25 @@ class Tokens:
 
     def key_set(self) -> JsonObject:
         """The public keys as a JWK Set (RFC 7517)."""
-        self._stay_fresh()
         algorithm = jwt.algorithms.ECAlgorithm
-        keys = [algorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid, "use": "sig", "alg": ALGORITHM} for kid, key in self._keys.items()]
+        keys = [algorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid, "use": "sig", "alg": ALGORITHM} for kid, key in self._keys.get().by_kid.items()]
         return {"keys": keys}
 
     def _key(self, kid: object) -> EllipticCurvePrivateKey | None:
         if not isinstance(kid, str):
             return None
-        if kid not in self._keys:
-            self._stay_fresh(ASKED_AGAIN_S)
-        return self._keys.get(kid)
+        return self._keys.get().by_kid.get(kid) or self._keys.get(ASKED_AGAIN_S).by_kid.get(kid)
 
-    def _stay_fresh(self, oldest_s: int = FRESH_S) -> None:
-        """Reads keys that were read longer ago than that; while they cannot be read those at hand go on."""
-        if self._clock() - self._read_at_ms > oldest_s * 1000:
-            self._read_at_ms = self._clock()
-            with suppress(Unavailable):
-                self._read()
 
-    def _read(self) -> None:
-        keys = self._read_keys()
-        self._current = str(keys["current"]["kid"])
-        self._keys = {str(key["kid"]): _private(key["private_pem"]) for key in (keys["current"], keys.get("previous")) if key}
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    current: str
+    by_kid: dict[str, EllipticCurvePrivateKey]
+
+
+def _keys(secret: dict[str, Any]) -> _Keys:
+    by_kid = {str(key["kid"]): _private(key["private_pem"]) for key in (secret["current"], secret.get("previous")) if key}
+    return _Keys(str(secret["current"]["kid"]), by_kid)
 
 
 def _private(pem: str) -> EllipticCurvePrivateKey:

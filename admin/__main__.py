@@ -1,4 +1,5 @@
-"""`python -m admin migrate | verify | add-account | add-provider | link-identity | add-service | revoke | rotate-keys | redrive`: what an operator does.
+"""`python -m admin migrate | verify | add-account | add-provider | link-identity | add-service | revoke | rotate-keys | rotate-secret | redrive`: what an
+operator does.
 
 MongoDB's URI comes from Secrets Manager (`--mongodb-secret`) or from HELIOGRAPH_MONGODB_URI; a password is read from standard input. Neither stands in argv.
 """
@@ -52,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
         return _print({"moved": redrive(options.dead_letter_queue_url, options.queue_url)})
     if options.command == "rotate-keys":
         return _print(sessions.rotate_keys(options.token_keys_secret, forget_previous=options.forget_previous))
+    if options.command == "rotate-secret":
+        return _rotate_secret(options)
     database = mongo_client.connect(_uri(options), options.database)
     if options.command == "migrate":
         migrations_mongo.migrate(database)
@@ -74,6 +77,14 @@ def redrive(dead_letter_queue_url: str, queue_url: str) -> int:
             aws_json.call("sqs", "AmazonSQS.DeleteMessage", {"QueueUrl": dead_letter_queue_url, "ReceiptHandle": message["ReceiptHandle"]})
             moved += 1
     return moved
+
+
+def _rotate_secret(options: argparse.Namespace) -> int:
+    try:
+        return _print(sessions.rotate_secret(options.secret, forget_previous=options.forget_previous))
+    except ValueError as refused:
+        print(refused, file=sys.stderr)
+        return 1
 
 
 def _verify(database: Any, tenant_id: str) -> int:

@@ -1,4 +1,4 @@
-"""What an operator does in an emergency: sign a device, an account or a whole tenant out, and change the keys of access tokens.
+"""What an operator does in an emergency: sign a device, an account or a whole tenant out, change the keys of access tokens and the secrets of two sides.
 
 Sessions are ended by the functions, which also know the open sockets: this command only puts the work into their queue, which keeps it until it is done.
 """
@@ -23,7 +23,7 @@ AT_ONCE = 100
 
 
 def register(commands: Any) -> None:
-    """Adds `revoke` and `rotate-keys` to the command line."""
+    """Adds `revoke`, `rotate-keys` and `rotate-secret` to the command line."""
     revoking = commands.add_parser("revoke", help="end sessions: of a device, of an account, or with --all of everybody in a tenant")
     revoking.add_argument("--tenant", required=True)
     revoking.add_argument("--timers-queue-url", required=True, help="the queue of the functions that end them")
@@ -34,6 +34,9 @@ def register(commands: Any) -> None:
     rotating = commands.add_parser("rotate-keys", help="make a new key of access tokens; the one before stays good for the tokens it signed")
     rotating.add_argument("--token-keys-secret", required=True, help="Secrets Manager id; an empty secret gets its first key")
     rotating.add_argument("--forget-previous", action="store_true", help="no token of an earlier key is taken any more, after at most five minutes")
+    sharing = commands.add_parser("rotate-secret", help="make a new text of a secret {current, previous} that two sides share: the relay's, CloudFront's")
+    sharing.add_argument("--secret", required=True, help="Secrets Manager id")
+    sharing.add_argument("--forget-previous", action="store_true", help="make none: only the previous one is not taken any more, after at most five minutes")
 
 
 def revoke(database: Any, options: argparse.Namespace) -> JsonObject:
@@ -60,6 +63,16 @@ def rotate_keys(secret_id: str, *, forget_previous: bool) -> JsonObject:
     previous = None if forget_previous else before["current"]
     secrets_aws.write_secret(secret_id, {"current": fresh, "previous": previous})
     return {"current": fresh["kid"], "previous": previous["kid"] if previous else None}
+
+
+def rotate_secret(secret_id: str, *, forget_previous: bool) -> JsonObject:
+    """Puts a new text in the place of the current one, or forgets the previous one. ValueError for a secret of another form, such as the keys' own."""
+    before = secrets_aws.read_secret_now(secret_id)
+    current = before.get("current")
+    if not before.keys() <= {"current", "previous"} or not isinstance(current, str) or not current:
+        raise ValueError(f"{secret_id} is not a secret {{current, previous}} of two texts.")
+    after = {"current": current, "previous": None} if forget_previous else {"current": secrets.token_urlsafe(36), "previous": current}
+    return {"secret": secret_id, "version": secrets_aws.write_secret(secret_id, after), "previous": "forgotten" if forget_previous else "kept"}
 
 
 def _some(sessions: list[Session]) -> Iterator[list[Session]]:

@@ -63,7 +63,8 @@ class Bench:
         return jwt.decode(token, self._key.public_key(), algorithms=["ES256"], audience=settings.settings().audience, issuer=settings.settings().issuer)
 
     def http(self, token: str) -> None:
-        answer = self._handler({"headers": {"authorization": f"Bearer {token}"}}, CONTEXT)
+        about = {"http": {"sourceIp": "127.0.0.1"}}
+        answer = self._handler({"headers": {"authorization": f"Bearer {token}"}, "requestContext": about}, CONTEXT)
         if "refusal" in answer["context"]:
             raise AssertionError(answer)
 

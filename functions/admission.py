@@ -6,14 +6,17 @@ nobody who was signed out comes in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from adapters.admissions_redis import Admission, Lacking
+from adapters.settings import settings
 from functions import wiring
 from heliograph.auth import LEEWAY_S, Identity, identity_from
-from heliograph.errors import RateLimited, TokenExpired, TokenInvalid, Unauthenticated, Unavailable
+from heliograph.errors import OriginRefused, RateLimited, TokenExpired, TokenInvalid, Unauthenticated, Unavailable
 from heliograph.limits import Bucket, address_key
+from heliograph.origin import ADDRESS_HEADER, SECRET_HEADER, viewer_address
 
 ALWAYS = ("account", "device")
 
@@ -80,6 +83,18 @@ def admit_stranger(owner: str, *limits: str) -> None:
 def admit_to_ledger(who: Identity) -> None:
     """Takes the token of one refusal that is written down; RateLimited, or Unavailable: then it is only logged."""
     _must_not_lack(wiring.admissions().admit(who, [_bucket(who, "audited_refusals")]).lacking)
+
+
+def caller_address(headers: Mapping[str, str], source_ip: str) -> str:
+    """The caller's address; `headers` have lower-case names. OriginRefused for who came past CloudFront, where CloudFront stands before us.
+
+    Only with the right secret is the header with the address believed: then `source_ip` is CloudFront's own.
+    """
+    if not settings().origin_secret_id:
+        return source_ip
+    if not wiring.origin_secret().accepts(headers.get(SECRET_HEADER, "")):
+        raise OriginRefused
+    return viewer_address(headers.get(ADDRESS_HEADER, "")) or source_ip
 
 
 def address(source_ip: str) -> str:

@@ -34,6 +34,8 @@ LambdaEvent = dict[str, Any]
 
 _HTTP: dict[str, Http] = {route.key: route for _, route in http_routes()}
 _SOCKET = {route.key: route for _, route in socket_routes()}
+_REFUSALS = {error.code: error for error in (errors.TokenExpired, errors.OriginRefused)}
+"""What the authorizer says of a request that it lets through to be refused here; anything else is a bad token."""
 _BODY_SHAPES = {key: route.body for key, route in _SOCKET.items() if not key.startswith("$")}
 
 
@@ -184,9 +186,10 @@ def _request(event: LambdaEvent, route: Http, trace_id: str, caller: list[Identi
     if route.scope is not None:
         caller.append(_caller(event, route))
         authorise(caller[0], route.scope, own(caller[0]))
-    elif route.limit is not None:
-        address = admission.address(event["requestContext"]["http"]["sourceIp"])
-        admission.admit_stranger(address, *dict.fromkeys(("address", route.limit)))
+    else:
+        address = admission.caller_address(event["headers"], event["requestContext"]["http"]["sourceIp"])
+        if route.limit is not None:
+            admission.admit_stranger(admission.address(address), *dict.fromkeys(("address", route.limit)))
     key = check_idempotency_key(event["headers"].get("idempotency-key")) if route.method == "POST" else None
     path = {name: str(value) for name, value in (event.get("pathParameters") or {}).items()}
     query = SHAPES[route.query].check(dict(event.get("queryStringParameters") or {}), "query") if route.query else {}
@@ -197,7 +200,7 @@ def _request(event: LambdaEvent, route: Http, trace_id: str, caller: list[Identi
 def _caller(event: LambdaEvent, route: Http) -> Identity:
     context = event["requestContext"].get("authorizer", {}).get("lambda") or {}
     if "refusal" in context:
-        raise errors.TokenExpired if context["refusal"] == errors.TokenExpired.code else errors.TokenInvalid
+        raise _REFUSALS.get(context["refusal"], errors.TokenInvalid)
     return admission.ask(identity_from(context), route.limit).admitted(now_ms())
 
 

@@ -11,7 +11,7 @@ from heliograph.shapes import SHAPES, JsonObject
 VERSION = "0.1.0"
 _BY_GATEWAY = frozenset({"401", "413", "429", "500", "503"})
 _GATEWAY_REFUSAL: JsonObject = {"type": "object", "required": ["message"], "properties": {"message": {"type": "string"}}, "additionalProperties": False}
-_EVERYWHERE = ("malformed", "internal", "unavailable", "rate_limited")
+_EVERYWHERE = ("malformed", "internal", "unavailable", "rate_limited", "origin_refused")
 
 
 def document(server_url: str) -> JsonObject:

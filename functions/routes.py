@@ -13,7 +13,18 @@ from typing import Literal
 Action = Literal["read", "write", "send", "receive", "post", "close", "put", "get", "decrypt", "encrypt"]
 About = Literal["nothing", "room", "media", "device", "session", "account"]
 Resource = Literal[
-    "redis", "mongo", "connections", "notifications", "timers", "media", "media_key", "token_keys", "turn_secret", "mongo_uri", "fcm_credentials"
+    "redis",
+    "mongo",
+    "connections",
+    "notifications",
+    "timers",
+    "media",
+    "media_key",
+    "token_keys",
+    "turn_secret",
+    "origin_secret",
+    "mongo_uri",
+    "fcm_credentials",
 ]
 
 
@@ -116,7 +127,7 @@ FUNCTIONS: tuple[Function, ...] = (
         "authorizer",
         "Verifies access tokens on HTTP routes and one-time tickets on $connect.",
         (Authorizer("authorization"), Authorizer("sec-websocket-protocol")),
-        (*_REDIS, *_MONGO, Right("token_keys", "get")),
+        (*_REDIS, *_MONGO, Right("token_keys", "get"), Right("origin_secret", "get")),
         timeout_s=5,
     ),
     Function(
@@ -217,7 +228,7 @@ FUNCTIONS: tuple[Function, ...] = (
             Http("GET", "/v1/jwks.json", "The public keys of access tokens.", None, answer="KeySet"),
             Socket("reauth", "Prove again who speaks on this socket, before its access token expires.", "signal:connect", "Reauth", "live"),
         ),
-        (*_REDIS, *_MONGO, *_SOCKETS, Right("token_keys", "get"), Right("timers", "send")),
+        (*_REDIS, *_MONGO, *_SOCKETS, Right("token_keys", "get"), Right("origin_secret", "get"), Right("timers", "send")),
         memory_mb=1024,  # argon2id is CPU and memory on purpose
     ),
     Function(
@@ -387,7 +398,7 @@ FUNCTIONS: tuple[Function, ...] = (
             Http("GET", "/v1/openapi.json", "The REST routes as an OpenAPI 3.1 document.", None, answer="Document"),
             Http("GET", "/v1/asyncapi.json", "The WebSocket as an AsyncAPI 3.0 document.", None, answer="Document"),
         ),
-        (),
+        (Right("origin_secret", "get"),),
         memory_mb=256,
         timeout_s=5,
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters import secrets_aws
 from adapters.settings import aws_credentials, aws_region, now_ms, settings
+from functions import snapshots
 from heliograph.limits import Limit, overridden
 from heliograph.presence import Heartbeat
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from adapters.board_redis import Boards
     from adapters.calls_redis import Calls
     from adapters.connections_redis import Connections
+    from adapters.hub_redis import Hubs
     from adapters.identities_mongo import Identities
     from adapters.identity_firebase import FirebaseTokens
     from adapters.identity_oidc import OidcTokens
@@ -54,7 +56,9 @@ def heartbeat() -> Heartbeat:
 def redis() -> Any:
     from adapters import redis_client
 
-    return redis_client.connect(settings().redis_url, settings().redis_mode)
+    chosen = settings()
+    signed_in = redis_client.sign_in(chosen.redis_user, chosen.redis_cache, credentials=aws_credentials, region=aws_region()) if chosen.redis_user else None
+    return redis_client.connect(chosen.redis_url, chosen.redis_mode, signed_in)
 
 
 @cache
@@ -88,6 +92,13 @@ def boards() -> Boards:
     from adapters.board_redis import Boards
 
     return Boards(redis())
+
+
+@cache
+def hubs() -> Hubs:
+    from adapters.hub_redis import Hubs
+
+    return Hubs(redis(), is_cluster=settings().redis_mode == "cluster")
 
 
 @cache
@@ -227,7 +238,34 @@ def tokens() -> Tokens:
 
 
 @cache
+def turn_secret() -> secrets_aws.SharedSecret:
+    return _shared(settings().turn_secret_id)
+
+
+@cache
+def origin_secret() -> secrets_aws.SharedSecret:
+    """What CloudFront adds to a request."""
+    return _shared(settings().origin_secret_id)
+
+
+def _shared(secret_id: str) -> secrets_aws.SharedSecret:
+    return secrets_aws.SharedSecret(lambda: secrets_aws.read_secret_now(secret_id), now_ms)
+
+
+@cache
 def outbox() -> SyncOutbox:
     from adapters.outbox_apigateway import SyncOutbox
 
     return SyncOutbox(settings().connections_url, credentials=aws_credentials, region=aws_region())
+
+
+def forget() -> None:
+    """Every adapter is built anew when it is next asked for: what was built holds sockets. The logger has none."""
+    if outbox.cache_info().currsize:
+        outbox().close()
+    for made in list(globals().values()):
+        if hasattr(made, "cache_clear") and made is not logger:
+            made.cache_clear()
+
+
+snapshots.register(forget)

@@ -11,6 +11,7 @@
         CredentialsInvalid 401
         IdentityRefused    401   an identity token or a service's assertion that is not accepted
       Forbidden            403   known, but the token lacks the scope
+      OriginRefused        403   came past what stands before the API
       NotFound             404   unknown, or not yours: the same answer
       Conflict             409
         IdTaken            409
@@ -107,6 +108,11 @@ class IdentityRefused(Unauthenticated):
 class Forbidden(HeliographError):
     code, status = "forbidden", 403
     sentence = "The token does not carry the scope this needs."
+
+
+class OriginRefused(HeliographError):
+    code, status = "origin_refused", 403
+    sentence = "This address is not the API's public one; use the one that the operator gave you."
 
 
 class NotFound(HeliographError):

@@ -90,6 +90,8 @@ def _hub_config(settings: HubSettings) -> HubConfig:
     return HubConfig(
         redis_url=settings.redis_url,
         redis_mode=settings.redis_mode,
+        redis_user=settings.redis_user,
+        redis_cache=settings.redis_cache,
         connections_url=settings.connections_url,
         region=aws_region(),
         credentials=aws_credentials,

@@ -59,6 +59,8 @@ class HubConfig:
     region: str
     credentials: Callable[[], Credentials]  # may block: it is called in a thread, every half minute
     redis_mode: str = "single"
+    redis_user: str = ""  # of ElastiCache, who signs in by IAM; empty where the URL says all
+    redis_cache: str = ""
     stats_listen: Address | None = None  # HTTP endpoint: /healthz, /hub
     concurrency: int = 64  # posts in flight that were answered in time; slow ones have lanes of their own
     shed_over: int = 10_000
@@ -217,7 +219,7 @@ class Hub:
 
     async def _read(self) -> None:
         if not hasattr(self, "_client"):
-            self._client = await asyncio.to_thread(redis_client.connect, self.config.redis_url, self.config.redis_mode)
+            self._client = await asyncio.to_thread(redis_client.connect, self.config.redis_url, self.config.redis_mode, self._signed_in())
             self._hubs = Hubs(self._client, is_cluster=self.config.redis_mode == "cluster")
             self._connections = Connections(self._client)
         async with await self._subscriber() as client, client.pubsub() as pubsub:
@@ -236,6 +238,7 @@ class Hub:
         import redis.asyncio
 
         options: dict[str, Any] = {"socket_connect_timeout": redis_client.CONNECT_TIMEOUT_S, "socket_timeout": redis_client.SOCKET_TIMEOUT_S}
+        options["credential_provider"] = self._signed_in()
         url, is_cluster = self.config.redis_url, self.config.redis_mode == "cluster"
         if is_cluster and self.name.startswith(SHARDED):
             url = await asyncio.to_thread(self._url_of_node)
@@ -250,6 +253,11 @@ class Hub:
         self.name = kind + self._id
         await client.aclose()
         return await self._subscriber()
+
+    def _signed_in(self) -> Any:
+        """With the keys that are kept here: this loop must not wait for the container's endpoint."""
+        config = self.config
+        return redis_client.sign_in(config.redis_user, config.redis_cache, credentials=lambda: self._credentials, region=config.region)
 
     def _url_of_node(self) -> str:
         self._client.nodes_manager.initialize()

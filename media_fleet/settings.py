@@ -23,6 +23,8 @@ class HubSettings:
     redis_url: str = _setting("redis:// or rediss:// URL of the session store.")
     connections_url: str = _setting("Base URL of the WebSocket API's @connections, stage included.")
     redis_mode: str = _setting("`single` or `cluster`.", "single")
+    redis_user: str = _setting("User of ElastiCache who signs in by IAM; empty where the URL says all.", "")
+    redis_cache: str = _setting("Name of the ElastiCache Serverless cache that `redis_user` signs in to.", "")
     hub_stats_listen: str = _setting("IP:PORT of the hub's HTTP endpoint: /healthz and /hub; empty for none.", "")
     hub_concurrency: str = _setting("Posts in flight of the hub; slow targets have lanes of their own.", "64")
     hub_shed_over: str = _setting("Over this many waiting posts, presence events are dropped; over four times as many, the hub lets its lease go.", "10000")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from adapters import secrets_aws
 from adapters.settings import settings
-from functions import edge
+from functions import edge, wiring
 from functions.edge import Request
 from heliograph.ice import turn_password, turn_username
 from heliograph.shapes import JsonObject
@@ -13,7 +12,7 @@ from heliograph.shapes import JsonObject
 def ice_servers(request: Request) -> JsonObject:
     who, ttl_s = request.identity, settings().turn_credential_s
     username = turn_username(request.now_ms // 1000 + ttl_s, who.account_id, who.device_id)
-    password = turn_password(secrets_aws.read_secret(settings().turn_secret_id)["current"], username)
+    password = turn_password(wiring.turn_secret().current, username)
     servers: list[JsonObject] = [{"urls": settings().turn_urls.split(","), "username": username, "credential": password}]
     if settings().stun_urls:
         servers.insert(0, {"urls": settings().stun_urls.split(",")})

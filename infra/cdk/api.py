@@ -1,6 +1,7 @@
 """The stack of everything that answers: both APIs and one Lambda per entry of the route table, each with a role of its own.
 
 Nothing here knows a route, a right, a size or a setting by name that the route table or the settings do not have; what it knows is AWS.
+What answers is always the alias `live` of a published version, so that a deployment changes a function at once or not at all.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
-from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
+from aws_cdk import CfnOutput, Duration, Environment, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as gateway
 from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_apigatewayv2_integrations as integrations
+from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
@@ -23,42 +25,89 @@ from constructs import Construct
 from adapters.settings import PREFIX, Settings
 from functions.routes import FUNCTIONS, Action, Authorizer, Function, Http, Queue, Resource, Socket
 from infra.cdk import assets
-from infra.cdk.context import Deployment
+from infra.cdk.context import PREFIX as CONTEXT
+from infra.cdk.context import ContextError, Deployment
+from infra.cdk.edge import Edge, Firewall
+from infra.cdk.nag import acknowledge
+from infra.cdk.network import Network
+from infra.cdk.retention import kept
 from infra.cdk.state import SECRETS, State
 
 SOCKET_IDENTITY: Final = "Sec-WebSocket-Protocol"
 CORS_HEADERS: Final = ("authorization", "content-type", "idempotency-key", "traceparent", "x-trace-id")
 CORS_EXPOSED: Final = ("apigw-requestid", "retry-after")
-LOGS_KEPT: Final = logs.RetentionDays.ONE_MONTH
 # An account has 10,000 requests a second in a Region, which posts to sockets share: half of them is left to the posts.
 HTTP_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=1_000, burst_limit=500)
-SOCKET_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=4_000, burst_limit=2_000)
 QUEUE_CONCURRENCY: Final = 10
+SOCKET_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=4_000, burst_limit=2_000)
 _LOGGED: Final = ("requestId", "requestTime", "routeKey", "status", "responseLength", "integrationErrorMessage", "error.message", "authorizer.error")
 _LOGGED_HTTP: Final = ("identity.sourceIp", "responseLatency")
 _LOGGED_SOCKET: Final = ("identity.sourceIp", "connectionId", "eventType", "integrationLatency")
+_CALLER: Final = "authorizer.address"  # whose request it is, where the source is CloudFront
 
+ALIAS: Final = "live"
 Permission = tuple[str, str]  # IAM action, ARN
+_TRACING: Final = ("xray:PutTraceSegments", "xray:PutTelemetryRecords")
+_IN_VPC: Final = (  # what Lambda does with the function's role
+    "ec2:CreateNetworkInterface",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSubnets",
+    "ec2:DeleteNetworkInterface",
+    "ec2:AssignPrivateIpAddresses",
+    "ec2:UnassignPrivateIpAddresses",
+)
 
 
 class Api(Stack):
-    """The two APIs and their functions. `code` is the staged asset root; `bundle` makes the folder of a layer of dependencies."""
+    """The two APIs and their functions, by route table, and what stands before them.
 
-    def __init__(self, scope: Construct, deployment: Deployment, state: State, code: Path, bundle: Callable[[str], Path]) -> None:
-        super().__init__(scope, f"heliograph-{deployment.stage}-api", description="Heliograph: REST and WebSocket APIs and their functions")
-        self._deployment, self._state, self._stage = deployment, state, deployment.stage
+    `code` is the staged asset root; `bundle` makes the folder of a layer of dependencies. For alarms: `functions`, `aliases`, `http`, `socket`, `http_stage`,
+    `socket_stage`, `edge` (None where nobody stands before the APIs). `rest_url` and `socket_url` are what clients are told.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        deployment: Deployment,
+        network: Network | None,
+        state: State,
+        code: Path,
+        bundle: Callable[[str], Path],
+        *,
+        firewall: Firewall | None = None,
+        env: Environment | None = None,
+    ) -> None:
+        super().__init__(
+            scope,
+            f"heliograph-{deployment.stage}-api",
+            description="Heliograph: REST and WebSocket APIs and their functions",
+            cross_region_references=True if firewall else None,
+            env=env,
+        )
+        self._deployment, self._network, self._state, self._stage = deployment, network, state, deployment.stage
+        _check_reserved(deployment)
         self._code = lambda_.Code.from_asset(str(code))
         self._architecture = {"arm64": lambda_.Architecture.ARM_64, "x86_64": lambda_.Architecture.X86_64}[deployment.own["architecture"]]
         self._layers = {name: self._layer(name, bundle(name)) for name in assets.LAYERS} if deployment.has("bundle") and self.bundling_required else {}
-        self._http = gateway.HttpApi(self, "Http", api_name=f"heliograph-{self._stage}-http", create_default_stage=False, cors_preflight=self._cors())
-        self._socket = gateway.WebSocketApi(self, "Socket", api_name=f"heliograph-{self._stage}-socket", route_selection_expression="$request.body.action")
+        both = gateway.IpAddressType.DUAL_STACK
+        self.http = gateway.HttpApi(
+            self, "Http", api_name=f"heliograph-{self._stage}-http", create_default_stage=False, cors_preflight=self._cors(), ip_address_type=both
+        )
+        self.socket = gateway.WebSocketApi(
+            self, "Socket", api_name=f"heliograph-{self._stage}-socket", route_selection_expression="$request.body.action", ip_address_type=both
+        )
+        self.connections_url = f"https://{self.socket.api_id}.execute-api.{self.region}.{self.url_suffix}/{self._stage}"
+        self.edge = Edge(self, deployment, self.http, self.socket, firewall.arn if firewall else None) if deployment.has_edge else None
+        self.rest_url = f"https://{self.edge.domain}" if self.edge else self.http.api_endpoint
+        self.socket_url = f"wss://{self.edge.domain}/{self._stage}" if self.edge else f"{self.socket.api_endpoint}/{self._stage}"
         self._environment = self._settings()
         self._permissions = self._translations()
         self.functions = {function.name: self._function(function) for function in FUNCTIONS}
+        self.aliases = {name: self._alias(name, function) for name, function in self.functions.items()}
         self._add_stages()
         self._add_routes()
-        CfnOutput(self, "RestUrl", value=self._http.api_endpoint)
-        CfnOutput(self, "SocketUrl", value=f"{self._socket.api_endpoint}/{self._stage}")
+        CfnOutput(self, "RestUrl", value=self.rest_url)
+        CfnOutput(self, "SocketUrl", value=self.socket_url)
 
     def _layer(self, name: str, folder: Path) -> lambda_.LayerVersion:
         return lambda_.LayerVersion(
@@ -85,24 +134,30 @@ class Api(Stack):
     def _settings(self) -> dict[str, str]:
         """The environment of every function: each setting of adapters.settings that has a value, and nothing else."""
         computed = {
-            "issuer": self._http.api_endpoint,
-            "connections_url": f"https://{self._socket.api_id}.execute-api.{self.region}.{self.url_suffix}/{self._stage}",
+            "issuer": self.rest_url,
+            "connections_url": self.connections_url,
             "media_bucket": self._state.media.bucket_name,
             "media_kms_key_id": self._state.media_key.key_arn,
             **{f"{name}_queue_url": queue.queue_url for name, queue in self._state.queues.items()},
-            **{spec.setting: self._state.secrets[spec.resource].ref for spec in SECRETS},
+            "redis_url": self._state.redis_url,
+            "redis_user": self._state.redis_user,
+            "redis_cache": self._state.redis_cache,
+            "turn_urls": self._deployment.settings["turn_urls"] or (self._network.turn_urls if self._network else ""),
+            "origin_secret_id": "",
+            **{spec.setting: self._state.secrets[spec.resource].ref for spec in SECRETS if spec.resource in self._state.secrets},
         }
-        values = computed | dict(self._deployment.settings)
+        values = dict(self._deployment.settings) | computed
         return {PREFIX + item.name.upper(): values[item.name] for item in fields(Settings) if values[item.name]}
 
     def _translations(self) -> dict[tuple[Resource, Action], tuple[Permission, ...]]:
-        """Each right of the route table as IAM says it. Redis and MongoDB know their users by other means: no IAM at all."""
+        """Each right of the route table as IAM says it. MongoDB knows its users by other means, and so does a Redis that is not ours: no IAM at all."""
         bucket, key = self._state.media, self._state.media_key.key_arn
-        objects, sockets = bucket.arn_for_objects("*"), self.format_arn(service="execute-api", resource=self._socket.api_id, resource_name=self._stage)
+        objects, sockets = bucket.arn_for_objects("*"), self.format_arn(service="execute-api", resource=self.socket.api_id, resource_name=self._stage)
+        connecting = tuple(("elasticache:Connect", arn) for arn in self._state.redis_connect_arns)
         reading = ("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes")
         return {
-            ("redis", "read"): (),
-            ("redis", "write"): (),
+            ("redis", "read"): connecting,
+            ("redis", "write"): connecting,
             ("mongo", "read"): (),
             ("mongo", "write"): (),
             ("connections", "post"): (("execute-api:ManageConnections", f"{sockets}/POST/@connections/*"),),
@@ -113,12 +168,17 @@ class Api(Stack):
             ("media", "get"): (("s3:GetObject", objects), ("s3:ListBucket", bucket.bucket_arn)),  # without the second S3 answers 403 for a missing object
             ("media_key", "encrypt"): (("kms:GenerateDataKey", key),),
             ("media_key", "decrypt"): (("kms:Decrypt", key),),
-            **{(spec.resource, "get"): (("secretsmanager:GetSecretValue", self._state.secrets[spec.resource].ref),) for spec in SECRETS},
+            **{(spec.resource, "get"): self._reading(spec.resource) for spec in SECRETS},
         }
 
+    def _reading(self, resource: Resource) -> tuple[Permission, ...]:
+        """Of a secret; none of the one that only a deployment with CloudFront has."""
+        return (("secretsmanager:GetSecretValue", self._state.secrets[resource].ref),) if resource in self._state.secrets else ()
+
     def _function(self, function: Function) -> lambda_.Function:
-        log_group = logs.LogGroup(self, f"{function.name}-log", retention=LOGS_KEPT, removal_policy=RemovalPolicy.DESTROY)
-        return lambda_.Function(
+        log_group = logs.LogGroup(self, f"{function.name}-log", retention=kept(self._deployment), removal_policy=RemovalPolicy.DESTROY)
+        is_inside, is_waited_for = self._is_inside(function), any(isinstance(route, Http | Socket | Authorizer) for route in function.routes)
+        made = lambda_.Function(
             self,
             function.name,
             description=function.summary,
@@ -129,25 +189,70 @@ class Api(Stack):
             handler=function.handler,
             memory_size=function.memory_mb,
             timeout=Duration.seconds(function.timeout_s),
-            environment=self._environment,
-            role=self._role(function, log_group),
+            environment=self._environment | (self._network.endpoints if self._network and is_inside else {}),
+            role=self._role(function, log_group, is_inside=is_inside),
             log_group=log_group,
+            reserved_concurrent_executions=self._deployment.reserved.get(function.name),
+            snap_start=lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS if is_waited_for and self._deployment.has("snap_start") else None,
+            **(self._inside() if is_inside else {}),
         )
+        # not by the convenient property: that would add a policy of its own beside the role's
+        cast(lambda_.CfnFunction, made.node.default_child).tracing_config = lambda_.CfnFunction.TracingConfigProperty(mode="Active")
+        for finding in ("AwsSolutions-L1", "Serverless-LambdaLatestVersion"):
+            acknowledge(made, finding, "The layers hold wheels for Python 3.13; a newer one comes with wheels and tests for it.")
+        acknowledge(
+            made, "Serverless-LambdaDLQ", "Nobody invokes it asynchronously: a gateway waits for it, or it reads a queue that has dead letters of its own."
+        )
+        return made
 
-    def _role(self, function: Function, log_group: logs.LogGroup) -> iam.Role:
-        """A role of its own: what the table grants, and its own log. The policy is part of the role, so nothing runs before it may."""
-        wanted: dict[str, list[str]] = {}
+    def _alias(self, name: str, function: lambda_.Function) -> lambda_.Alias:
+        return lambda_.Alias(self, f"{name}-live", alias_name=ALIAS, version=function.current_version)
+
+    def _is_inside(self, function: Function) -> bool:
+        """Whether the function stands in the VPC: there are Redis and, where Atlas is ours, its private endpoint. The others need no way out of it."""
+        needs = {"redis"} | ({"mongo"} if self._deployment.own["mongodb"] == "atlas" else set())
+        return self._network is not None and any(right.resource in needs for right in function.rights)
+
+    def _inside(self) -> dict[str, Any]:
+        if self._network is None:
+            return {}
+        private = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
+        return {"vpc": self._network.vpc, "vpc_subnets": private, "security_groups": [self._network.functions_group], "ipv6_allowed_for_dual_stack": True}
+
+    def _role(self, function: Function, log_group: logs.LogGroup, *, is_inside: bool) -> iam.Role:
+        """A role of its own: what the table grants, its own log, its traces. The policy is part of the role, so nothing runs before it may."""
+        wanted: dict[str, dict[str, None]] = {}
         for action, resource in (permission for right in function.rights for permission in self._permissions[right.resource, right.action]):
-            wanted.setdefault(resource, []).append(action)
-        wanted[log_group.log_group_arn] = ["logs:CreateLogStream", "logs:PutLogEvents"]
-        statements = [iam.PolicyStatement(actions=actions, resources=[resource]) for resource, actions in wanted.items()]
+            wanted.setdefault(resource, {})[action] = None
+        wanted[log_group.log_group_arn] = dict.fromkeys(("logs:CreateLogStream", "logs:PutLogEvents"))
+        statements = [iam.PolicyStatement(actions=list(actions), resources=[resource]) for resource, actions in wanted.items()]
+        statements.append(iam.PolicyStatement(actions=list(_TRACING), resources=["*"]))
+        if is_inside:
+            statements += _of_network_interfaces()
         policy = iam.PolicyDocument(statements=statements)
         principal = iam.ServicePrincipal("lambda.amazonaws.com")
-        return iam.Role(self, f"{function.name}-role", assumed_by=principal, description=function.summary, inline_policies={"rights": policy})
+        role = iam.Role(self, f"{function.name}-role", assumed_by=principal, description=function.summary, inline_policies={"rights": policy})
+        self._explain(function, role, is_inside=is_inside)
+        return role
+
+    def _explain(self, function: Function, role: iam.Role, *, is_inside: bool) -> None:
+        rights = {(right.resource, right.action) for right in function.rights}
+        why = "X-Ray has no resources to name" + (
+            ", nor has EC2 for an interface that is not there yet: the function's own code is denied it." if is_inside else "."
+        )
+        acknowledge(role, "AwsSolutions-IAM5[Resource::*]", why)
+        acknowledge(role, "Serverless-LambdaStarPermissions", why)
+        sockets = _said(self.resolve(self.format_arn(service="execute-api", resource=self.socket.api_id, resource_name=self._stage)))
+        for action, method in (("post", "POST"), ("close", "DELETE")):
+            if ("connections", action) in rights:
+                acknowledge(role, f"AwsSolutions-IAM5[Resource::{sockets}/{method}/@connections/*]", "Ids of connections are known at run time only.")
+        if rights & {("media", "put"), ("media", "get")}:
+            bucket = _said(self.resolve(self._state.export_value(self._state.media.bucket_arn)))
+            acknowledge(role, f"AwsSolutions-IAM5[Resource::{bucket}/*]", "Names of objects are known at run time only.")
 
     def _add_routes(self) -> None:
         guards = {route.identity_header: function for function in FUNCTIONS for route in function.routes if isinstance(route, Authorizer)}
-        on_http, on_socket = (self.functions[guards[header].name] for header in ("authorization", SOCKET_IDENTITY.lower()))
+        on_http, on_socket = (self.aliases[guards[header].name] for header in ("authorization", SOCKET_IDENTITY.lower()))
         simple = [authorizers.HttpLambdaResponseType.SIMPLE]
         bearer = authorizers.HttpLambdaAuthorizer(
             "Bearer", on_http, identity_source=["$request.header.Authorization"], response_types=simple, results_cache_ttl=Duration.seconds(0)
@@ -157,17 +262,21 @@ class Api(Stack):
             self._add_routes_of(function, bearer, ticket)
 
     def _add_routes_of(self, function: Function, bearer: gateway.IHttpRouteAuthorizer, ticket: gateway.IWebSocketRouteAuthorizer) -> None:
-        target = self.functions[function.name]
+        target = self.aliases[function.name]
         on_http = integrations.HttpLambdaIntegration(f"{function.name}-http", target, scope_permission_to_route=False)
         on_socket = integrations.WebSocketLambdaIntegration(f"{function.name}-socket", target)
         for route in function.routes:
             match route:
                 case Http():
                     guard = bearer if route.scope is not None else None
-                    self._http.add_routes(path=route.path, methods=[gateway.HttpMethod[route.method]], integration=on_http, authorizer=guard)
+                    (made,) = self.http.add_routes(path=route.path, methods=[gateway.HttpMethod[route.method]], integration=on_http, authorizer=guard)
+                    if guard is None:
+                        acknowledge(made, "AwsSolutions-APIG4", "A public route: it is where somebody signs in, or a document that is no secret.")
                 case Socket():
                     entry = ticket if route.key == "$connect" else None  # the decision holds for the life of the socket
-                    self._socket.add_route(route.key, integration=on_socket, authorizer=entry, return_response=route.answers)
+                    opened = self.socket.add_route(route.key, integration=on_socket, authorizer=entry, return_response=route.answers)
+                    if entry is None:
+                        acknowledge(opened, "AwsSolutions-APIG4", "API Gateway knows authorizers on $connect alone; the function looks at each frame.")
                 case Queue():
                     self._consume(target, route)
                 case Authorizer():
@@ -175,9 +284,9 @@ class Api(Stack):
                 case _:
                     raise ValueError(f"{route} has no translation yet")
 
-    def _consume(self, target: lambda_.Function, queue: Queue) -> None:
+    def _consume(self, target: lambda_.IFunction, queue: Queue) -> None:
         """Not the convenient event source: it would grant rights that the table does not know."""
-        lambda_.EventSourceMapping(
+        source = lambda_.EventSourceMapping(
             self,
             f"{queue.name}-source",
             target=target,
@@ -186,15 +295,49 @@ class Api(Stack):
             report_batch_item_failures=True,
             max_concurrency=QUEUE_CONCURRENCY,
         )
+        acknowledge(source, "Serverless-LambdaEventSourceMappingDestination", "A queue's failures go to its own dead-letter queue.")
 
     def _add_stages(self) -> None:
-        http = gateway.HttpStage(self, "HttpStage", http_api=self._http, stage_name="$default", auto_deploy=True, throttle=HTTP_THROTTLE)
-        socket = gateway.WebSocketStage(self, "SocketStage", web_socket_api=self._socket, stage_name=self._stage, auto_deploy=True, throttle=SOCKET_THROTTLE)
-        self._log_access(http, "http-access", _LOGGED_HTTP)
-        self._log_access(socket, "socket-access", _LOGGED_SOCKET)
+        common = {"auto_deploy": True, "detailed_metrics_enabled": True}
+        self.http_stage = gateway.HttpStage(self, "HttpStage", http_api=self.http, stage_name="$default", throttle=HTTP_THROTTLE, **common)
+        self.socket_stage = gateway.WebSocketStage(self, "SocketStage", web_socket_api=self.socket, stage_name=self._stage, throttle=SOCKET_THROTTLE, **common)
+        self._log_access(self.http_stage, "http-access", _LOGGED_HTTP)
+        self._log_access(self.socket_stage, "socket-access", _LOGGED_SOCKET)
 
     def _log_access(self, stage: gateway.HttpStage | gateway.WebSocketStage, name: str, also: tuple[str, ...]) -> None:
-        log_group = logs.LogGroup(self, name, retention=LOGS_KEPT, removal_policy=RemovalPolicy.DESTROY)
-        line = json.dumps({field: f"$context.{field}" for field in (*_LOGGED, *also)})
+        log_group = logs.LogGroup(self, name, retention=kept(self._deployment), removal_policy=RemovalPolicy.DESTROY)
+        line = json.dumps({field: f"$context.{field}" for field in (*_LOGGED, *also, *([_CALLER] if self.edge else []))})
         plain = cast(gateway.CfnStage, stage.node.default_child)
         plain.access_log_settings = gateway.CfnStage.AccessLogSettingsProperty(destination_arn=log_group.log_group_arn, format=line)
+
+
+def _check_reserved(deployment: Deployment) -> None:
+    """Below what its queue sends it, a function turns messages away, and they are dead letters before anybody looked at them (Lambda developer guide, SQS)."""
+    for function in FUNCTIONS:
+        number = deployment.reserved.get(function.name, QUEUE_CONCURRENCY)
+        if any(isinstance(route, Queue) for route in function.routes) and number < QUEUE_CONCURRENCY:
+            raise ContextError(
+                f"{CONTEXT}reserved_concurrency: {function.name} consumes a queue, which sends {QUEUE_CONCURRENCY} batches at once: reserve that many, or none."
+            )
+
+
+def _of_network_interfaces() -> list[iam.PolicyStatement]:
+    """Lambda makes interfaces with the function's role; the function's code must not (Lambda developer guide, "Giving Lambda functions access to a VPC")."""
+    from_code = {"Null": {"lambda:SourceFunctionArn": "false"}}
+    return [
+        iam.PolicyStatement(actions=list(_IN_VPC), resources=["*"]),
+        iam.PolicyStatement(effect=iam.Effect.DENY, actions=list(_IN_VPC), resources=["*"], conditions=from_code),
+    ]
+
+
+def _said(value: Any) -> str:
+    """A resolved value as cdk-nag writes it: references in angle brackets, imports by their name."""
+    if isinstance(value, str):
+        return value
+    if "Fn::Join" in value:
+        separator, parts = value["Fn::Join"]
+        return str(separator).join(_said(part) for part in parts)
+    ((kind, target),) = value.items()
+    if kind == "Fn::ImportValue":
+        return str(target)
+    return f"<{'.'.join(target) if kind == 'Fn::GetAtt' else target}>"

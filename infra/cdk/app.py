@@ -19,10 +19,12 @@ def main() -> None:
     """Reads the context, builds both stacks, writes their templates."""
     sys.path[0] = str(ROOT)  # only the repository root: functions/signal must not hide the standard module
     _choose_node()
-    from aws_cdk import App
+    from aws_cdk import App, Environment
 
     from infra.cdk import assets, context
     from infra.cdk.api import Api
+    from infra.cdk.edge import Firewall
+    from infra.cdk.network import Network
     from infra.cdk.state import State
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -31,10 +33,15 @@ def main() -> None:
     chosen = {"@aws-cdk/core:defaultCrossStackReferences": "strong"}  # here and not in cdk.json: a synth without the CLI must give the same templates
     app = App(outdir=os.environ.get("CDK_OUTDIR") or str(ROOT / "build/cdk.out"), context=chosen, analytics_reporting=False, tree_metadata=False)
     deployment = context.read({**app.node.get_all_context(), **given})
+    if not deployment.region and (region := os.environ.get("CDK_DEFAULT_REGION")):  # the CLI says where the stacks will go
+        context.check_region(region)
     with tempfile.TemporaryDirectory() as folder:
-        state = State(app, deployment)
-        code = assets.stage_code(Path(folder), is_compiled=deployment.has("bundle"))
-        Api(app, deployment, state, code, lambda layer: assets.bundle_layer(layer, deployment.own["architecture"]))
+        env = Environment(region=deployment.region) if deployment.region else None
+        network = Network(app, deployment, env=env) if deployment.has("vpc") else None
+        state = State(app, deployment, network, env=env)
+        firewall = Firewall(app, deployment) if deployment.own["edge"] == "cloudfront-waf" else None
+        code, architecture = assets.stage_code(Path(folder), is_compiled=deployment.has("bundle")), deployment.own["architecture"]
+        Api(app, deployment, network, state, code, lambda layer: assets.bundle_layer(layer, architecture), firewall=firewall, env=env)
         assembly = app.synth()
     if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
         print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")

@@ -136,8 +136,9 @@ def test_it_is_served_to_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = load({PREFIX + item.name.upper(): "http://127.0.0.1:1/local" for item in fields(Settings) if item.default is MISSING})
     monkeypatch.setattr("functions.openapi.handler.settings", lambda: chosen)
     monkeypatch.setattr("functions.wiring.settings", lambda: chosen)
+    monkeypatch.setattr("functions.admission.settings", lambda: chosen)
     context = SimpleNamespace(function_name="openapi", aws_request_id="r")
-    answer = handler({"headers": {}, "routeKey": "GET /v1/asyncapi.json", "requestContext": {}}, context)
+    answer = handler({"headers": {}, "routeKey": "GET /v1/asyncapi.json", "requestContext": {"http": {"sourceIp": "127.0.0.1"}}}, context)
     assert answer["statusCode"] == 200
     assert json.loads(answer["body"]) == document("http://127.0.0.1:1/local")
 

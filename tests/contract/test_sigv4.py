@@ -103,3 +103,12 @@ def test_temporary_credentials_without_their_token_are_refused() -> None:
     signed = sigv4.sign("POST", POST_URL, {}, b"hi", credentials=bare, region="eu-central-1", service="execute-api", now=NOW)
     with pytest.raises(sigv4.SignatureRefused):
         _verify(POST_URL, signed)
+
+
+@pytest.mark.parametrize("who", [PLAIN, TEMPORARY], ids=["plain", "temporary"])
+@pytest.mark.parametrize("url", ["http://heliograph-live/?Action=connect&User=heliograph-live&ResourceType=ServerlessCache", "https://example.com:8443/a/b"])
+def test_a_signed_url_is_byte_equal_to_botocores(url: str, who: sigv4.Credentials) -> None:
+    request = AWSRequest(method="GET", url=url)
+    theirs = botocore.credentials.Credentials(who.access_key_id, who.secret_key, who.session_token)
+    botocore.auth.SigV4QueryAuth(theirs, "elasticache", "eu-central-1", expires=900).add_auth(request)
+    assert sigv4.presign(url, credentials=who, region="eu-central-1", service="elasticache", expires_s=900, now=NOW) == request.url

@@ -12,8 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from adapters.secrets_aws import ASKED_AGAIN_S, FRESH_S
 from adapters.settings import now_ms
-from adapters.tokens_jwt import ASKED_AGAIN_S, FRESH_S, Tokens
+from adapters.tokens_jwt import Tokens
 from heliograph.auth import ACCESS_TYP, LEEWAY_S, SCOPES, TICKET_TYP, Identity, claims_for
 from heliograph.errors import TokenExpired, TokenInvalid, Unavailable
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 
 from adapters.settings import PREFIX, Settings
+from functions import snapshots
 from functions.routes import FUNCTIONS
 from infra.cdk import assets
 from infra.cdk.imports import reached_by
@@ -298,7 +299,9 @@ def tried(handler: str, code: Path, layers: tuple[str, ...], architecture: str =
     path = [str(code), *(str(assets.bundle_layer(layer, architecture) / "python") for layer in (*layers, assets.RUNTIME))]
     reached = reached_by(handler)
     module, _, name = handler.rpartition(".")
-    given = {"path": path, "statements": [f"from {module} import {name}", *(f"import {module}" for module in reached.modules), *reached.statements]}
+    primed = {name for function in FUNCTIONS if function.handler == handler for name in snapshots.needed(function)}  # before a snapshot
+    imported = [f"from {module} import {name}", *(f"import {each}" for each in reached.modules | primed), *reached.statements]
+    given = {"path": path, "statements": imported}
     environment = {PREFIX + item.name.upper(): "x" for item in fields(Settings) if item.default is MISSING} | {"AWS_REGION": "eu-west-1"}
     bytecode = ["-X", f"pycache_prefix={code.parent / 'compiled'}"] if architecture == assets.HERE else ["-B"]  # the layers stay as they are
     command = [python, "-I", "-S", *bytecode, "-c", _TRY]

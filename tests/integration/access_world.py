@@ -86,6 +86,7 @@ class Cloud(ThreadingHTTPServer):
         self.provider_key, self.service_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
         current = {"kid": "key-1", "private_pem": _private_pem(ec.generate_private_key(ec.SECP256R1()))}
         self.secrets = {"mongodb": {"uri": mongodb_uri}, "token-keys": {"current": current}, "turn": {"current": "a shared secret"}}
+        self.read = Counter[str]()  # reads by secret
         self.posted = Counter[str]()  # posts and closes by connection
         self.queued, self.audited = list[Json](), list[Json]()  # messages of both queues; those that only note a refusal stand apart
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -107,7 +108,9 @@ class _CloudRequest(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body, target = self.rfile.read(int(self.headers.get("content-length", 0))), self.headers.get("x-amz-target", "")
         if target.endswith("GetSecretValue"):
-            self._send({"SecretString": json.dumps(self.server.secrets[json.loads(body)["SecretId"]])})
+            secret_id = json.loads(body)["SecretId"]
+            self.server.read[secret_id] += 1
+            self._send({"SecretString": json.dumps(self.server.secrets[secret_id])})
         elif target.endswith("SendMessage"):
             message = json.loads(json.loads(body)["MessageBody"])
             (self.server.audited if message["kind"] == "audit_refusal" else self.server.queued).append(message)
@@ -174,12 +177,14 @@ class OpenSocket:
 
 
 class Gateway:
-    """What API Gateway does around the functions, on its own events; no network between."""
+    """What API Gateway does around the functions, on its own events; no network between. `added`: headers by whoever stands before it."""
+
+    added: Sequence[tuple[str, str]] = ()
 
     def rest(self, key: str, asked: Asked, token: str | None, trace_id: str = "0" * 32) -> events.HttpAnswer:
         """A request: the authorizer where the route has a scope, then the function."""
         _, route = HTTP[key]
-        request, authorizer = _http_request(route, asked, token, trace_id), None
+        request, authorizer = self._request(route, asked, token, trace_id), None
         if route.scope is not None:
             if token is None:
                 return events.http_refusal(401, "Unauthorized")  # the identity source is missing: nobody is asked
@@ -189,13 +194,13 @@ class Gateway:
     def behind(self, key: str, asked: Asked) -> tuple[events.HttpAnswer, events.HttpAnswer]:
         """What a guarded route answers nobody, were the gateway to ask the authorizer all the same, or not to ask it at all."""
         _, route = HTTP[key]
-        request = _http_request(route, asked, None, "0" * 32)
+        request = self._request(route, asked, None, "0" * 32)
         return self._answer(request, route, asked, self._authorized(request, route, asked)), self._answer(request, route, asked, None)
 
     def open(self, ticket: str | None) -> OpenSocket | None:
         """The opening handshake: the authorizer's policy, then `$connect`; None when no socket came of it."""
         protocols = "heliograph.v1" + (f", ticket.{ticket}" if ticket is not None else "")
-        headers = [("Host", "ws.heliograph.example"), ("Sec-WebSocket-Protocol", protocols), ("User-Agent", USER_AGENT)]
+        headers = [("Host", "ws.heliograph.example"), ("Sec-WebSocket-Protocol", protocols), ("User-Agent", USER_AGENT), *self.added]
         handshake = events.Handshake(new_connection_id(), STAGE, headers, "", SOURCE_IP, now_ms())
         policy = handler_of("authorizer")(_sent(events.socket_authorizer_event(handshake, "request", REGION)), CONTEXT)
         is_allowed, context = events.parse_policy(policy, events.method_arn(STAGE, REGION))
@@ -225,6 +230,10 @@ class Gateway:
         """The gateway's own last event; the function's status."""
         event = events.disconnect_event(socket.handshake, "request", 1000, "", now_ms())
         return events.parse_socket_answer(handler_of(SOCKETS["$disconnect"][0].name)(_sent(event), CONTEXT)).status
+
+    def _request(self, route: Http, asked: Asked, token: str | None, trace_id: str) -> events.HttpRequest:
+        request = _http_request(route, asked, token, trace_id)
+        return replace(request, headers=[*request.headers, *self.added])
 
     def _authorized(self, request: events.HttpRequest, route: Http, asked: Asked) -> Mapping[str, object]:
         identity = next((value for name, value in request.headers if name == "authorization"), "")

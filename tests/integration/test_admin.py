@@ -150,3 +150,27 @@ def test_an_empty_secret_gets_its_first_key_and_previous_keys_can_be_forgotten(s
             json.loads(admin("rotate-keys", "--token-keys-secret", "empty", *flag, environment=environment)[1]) for flag in ((), (), ("--forget-previous",))
         )
     assert (first["previous"], second["previous"], third["previous"]) == (None, first["current"], None)
+
+
+def test_a_shared_secret_is_changed_keeps_its_previous_text_until_that_is_forgotten_and_is_not_said(stack: RunningStack) -> None:
+    with aws_of(stack) as environment:
+        text = json.dumps({"current": "old", "previous": None})
+        aws_json.call("secretsmanager", "secretsmanager.CreateSecret", {"Name": "shared", "SecretString": text, "ClientRequestToken": "1" * 32})
+        code, out, err = admin("rotate-secret", "--secret", "shared", environment=environment)
+        rotated = read_secret_now("shared")
+        assert (code, rotated["previous"], json.loads(out)["previous"]) == (0, "old", "kept"), err
+        assert len(rotated["current"]) >= 48
+        assert rotated["current"] not in out + err
+        version = aws_json.call("secretsmanager", "secretsmanager.GetSecretValue", {"SecretId": "shared", "VersionId": json.loads(out)["version"]})
+        assert json.loads(version["SecretString"]) == rotated
+        code, out, err = admin("rotate-secret", "--secret", "shared", "--forget-previous", environment=environment)
+        assert (code, json.loads(out)["previous"]) == (0, "forgotten"), err
+        assert read_secret_now("shared") == {"current": rotated["current"], "previous": None}
+
+
+def test_a_secret_of_another_form_is_not_touched(stack: RunningStack) -> None:
+    with aws_of(stack) as environment:
+        before = read_secret_now("heliograph/token-keys")
+        code, out, err = admin("rotate-secret", "--secret", "heliograph/token-keys", environment=environment)
+        assert (code, out, err) == (1, "", "heliograph/token-keys is not a secret {current, previous} of two texts.\n")
+        assert read_secret_now("heliograph/token-keys") == before
