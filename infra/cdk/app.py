@@ -44,7 +44,7 @@ def main() -> None:
         network = Network(app, deployment, env=env) if deployment.has("vpc") else None
         state = State(app, deployment, network, env=env)
         firewall = Firewall(app, deployment) if deployment.own["edge"] == "cloudfront-waf" else None
-        code, architecture = assets.stage_code(Path(folder)), deployment.own["architecture"]
+        code, architecture = assets.stage_code(Path(folder), is_compiled=deployment.has("bundle")), deployment.own["architecture"]
         bundle = partial(assets.bundle_layer, architecture=architecture)
         migration = Migration(app, deployment, network, state, code, bundle, env=env)
         api = Api(app, deployment, network, state, code, bundle, firewall=firewall, env=env)

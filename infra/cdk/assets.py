@@ -2,14 +2,18 @@
 
 A function gets the layers of what its handler imports sooner or later (`imports.py`). Every file of a layer comes from `functions.lock`, by version and hash.
 Standard library only. All is reproducible: the same sources give the same bytes, so an unchanged function is not deployed again.
+Where this machine has Lambda's Python the bytecode goes along: a function cannot write its own, and would compile everything at every cold start.
 `python -m infra.cdk.assets` makes the layers of both processors and prints what they weigh.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
+import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +25,6 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from functions.routes import FUNCTIONS
 from infra.cdk.imports import OURS, reached_by
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -58,15 +61,37 @@ class Locked:
     via: frozenset[str]
 
 
-def stage_code(target: Path) -> Path:
-    """Copies our packages below `target`, sources only, and returns it: the asset root, which is all that stands on the functions' sys.path."""
+@cache
+def compiler() -> tuple[str, str] | None:
+    """Path and version of a Python on this machine that makes Lambda's bytecode: this one, python3.13 on PATH, or pyenv's newest; None where there is none."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    for found in (sys.executable, shutil.which(f"python{PYTHON}"), *sorted(map(str, pyenv.glob(f"versions/{PYTHON}.*/bin/python")), reverse=True)):
+        if found is not None:
+            asked = subprocess.run([found, "-IS", "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True, check=False)  # noqa: S603
+            if asked.stdout.startswith(f"{PYTHON}."):
+                return found, asked.stdout.strip()
+    return None
+
+
+def stage_code(target: Path, *, is_compiled: bool = False) -> Path:
+    """Copies our packages below `target` and returns it: the asset root, which is all that stands on the functions' sys.path.
+
+    Sources only, or with their bytecode where this machine can make it.
+    """
     for package in OURS:
         for source in sorted((ROOT / package).rglob("*.py")):
             copy = target / source.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(source.read_bytes())
+    if is_compiled:
+        _compile(target, "/var/task")
     _make_readable(target)
     return target
+
+
+def handlers() -> dict[str, str]:
+    """Folder below `functions/` -> handler string: those of the route table, and those that no route leads to."""
+    return {path.parent.name: f"functions.{path.parent.name}.handler.handler" for path in sorted((ROOT / "functions").glob("*/handler.py"))}
 
 
 def digest(folder: Path) -> str:
@@ -135,6 +160,8 @@ def bundle_layer(name: str, architecture: str, cache_folder: Path = CACHE) -> Pa
         folder = Path(unfinished) / "layer"
         _pip_install(name, architecture, folder / "python")
         _keep_what_is_imported(folder / "python")
+        if architecture != HERE:
+            _compile(folder, "/opt")
         _make_readable(folder)
         try:
             folder.rename(bundle)
@@ -156,7 +183,8 @@ def _requirements(name: str) -> str:
 
 
 def _key(name: str, architecture: str) -> str:
-    interpreter = f"{sys.implementation.cache_tag} {sysconfig.get_platform()}" if architecture == HERE else PYTHON
+    made = compiler()
+    interpreter = f"{sys.implementation.cache_tag} {sysconfig.get_platform()}" if architecture == HERE else f"{PYTHON} {made and made[1]}"
     return hashlib.sha256(f"{_requirements(name)}{interpreter}{Path(__file__).read_text()}".encode()).hexdigest()[:16]
 
 
@@ -181,6 +209,15 @@ def _keep_what_is_imported(folder: Path) -> None:
         (folder / "bin").rmdir()
 
 
+def _compile(folder: Path, in_lambda: str) -> None:
+    """Bytecode beside each source: it asks neither the time nor the bytes of the source (PEP 552), and names the place that this has in Lambda."""
+    found = compiler()
+    if found is None:
+        return
+    command = [found[0], "-PS", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", str(folder), "-p", in_lambda, str(folder)]
+    subprocess.run(command, env={"PYTHONHASHSEED": "0"}, check=True)  # noqa: S603  # the order of a set is part of the bytecode
+
+
 def _make_readable(folder: Path) -> None:
     """Whatever this machine's umask: functions run as another user than the one who owns the files."""
     for path in (folder, *folder.rglob("*")):
@@ -193,25 +230,29 @@ def _files(folder: Path) -> list[Path]:
 
 def main() -> None:
     """Prints each layer and each function."""
-    mb = 2**20
-    print(f"Layers, MiB\n\n{'':12}{'packages':>10}" + "".join(f"{name:>10}{'zipped':>9}" for name in MACHINES))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architecture", action="append", choices=MACHINES, help="this processor alone")
+    chosen, mb = parser.parse_args().architecture or list(MACHINES), 2**20
+    made = compiler()
+    print(f"Layers, MiB, {f'with the bytecode of Python {made[1]}' if made else f'sources only: this machine has no Python {PYTHON} to compile them'}\n")
+    print(f"{'':12}{'packages':>10}" + "".join(f"{name:>10}{'zipped':>9}" for name in chosen))
     unzipped: dict[tuple[str, str], int] = {}
     for layer in LAYERS:
         line = f"{layer:12}{len(distributions(layer)):10}"
-        for architecture in MACHINES:
+        for architecture in chosen:
             folder = bundle_layer(layer, architecture)
             unzipped[layer, architecture] = unzipped_bytes(folder)
             line += f"{unzipped[layer, architecture] / mb:10.1f}{len(zipped(folder)) / mb:9.1f}"
         print(line, flush=True)
     with tempfile.TemporaryDirectory() as folder_name:
-        code = stage_code(Path(folder_name))
+        code = stage_code(Path(folder_name), is_compiled=True)
         code_bytes = unzipped_bytes(code)
         print(f"{'our code':12}{'':10}{code_bytes / mb:10.1f}{len(zipped(code)) / mb:9.1f}")
     print(f"\nFunctions, MiB with our code; at most {MOST_LAYERS} layers and {MOST_BYTES // mb} MiB; what a handler imports sooner or later (its budget)\n")
-    for function in FUNCTIONS:
-        layers = layers_of(function.handler)
-        most = max(sum(unzipped[layer, architecture] for layer in layers) for architecture in MACHINES) + code_bytes
-        print(f"{function.name:16}{most / mb:6.1f}  {', '.join(layers):34}{', '.join(sorted(reached_by(function.handler).packages))}")
+    for name, handler in handlers().items():
+        layers = layers_of(handler)
+        most = max(sum(unzipped[layer, architecture] for layer in layers) for architecture in chosen) + code_bytes
+        print(f"{name:16}{most / mb:6.1f}  {', '.join(layers):34}{', '.join(sorted(reached_by(handler).packages))}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import struct
 import subprocess
@@ -17,14 +18,19 @@ from typing import Any, Final
 import pytest
 
 from adapters.settings import PREFIX, Settings
-from functions.routes import FUNCTIONS, Function
+from functions import snapshots
+from functions.routes import FUNCTIONS
 from infra.cdk import assets
 from infra.cdk.imports import reached_by
 from tests.infra.conftest import CONTEXT, ROOT, Synthesised
 
+pytestmark = pytest.mark.timeout(400)  # the first run fetches what the layers are made of
 E_MACHINE: Final = {"arm64": 183, "x86_64": 62}  # EM_AARCH64, EM_X86_64 of the System V ABI
 GLIBC_MINOR: Final = 34  # Amazon Linux 2023, the system of the runtime python3.13
 LIBRARIES: Final = [(layer, architecture) for layer in assets.LAYERS for architecture in assets.MACHINES]
+_MADE: Final = assets.compiler()
+_HERE: Final = {machine: name for name, machine in assets.MACHINES.items()}.get(platform.machine())
+LIKE_LAMBDA: Final = (_MADE[0], _HERE) if _MADE is not None and _HERE is not None and sys.platform == "linux" else None
 _TRY: Final = """
 import json, sys
 given = json.loads(sys.stdin.read())
@@ -75,15 +81,15 @@ def test_the_code_is_our_packages_with_every_handler(synthesised: Synthesised) -
     (asset,) = [path for path in synthesised.folder.iterdir() if path.name.startswith("asset.") and (path / "functions").is_dir()]
     assert {path.name for path in asset.iterdir()} == {"heliograph", "adapters", "functions"}
     assert {path.suffix for path in asset.rglob("*") if path.is_file()} == {".py"}
-    for function in FUNCTIONS:
-        assert (asset / f"{function.handler.rpartition('.')[0].replace('.', '/')}.py").is_file()
+    assert {function.name: function.handler for function in FUNCTIONS}.items() <= assets.handlers().items()
+    for handler in assets.handlers().values():
+        assert (asset / f"{handler.rpartition('.')[0].replace('.', '/')}.py").is_file()
 
 
 def test_every_module_of_the_code_is_one_that_some_handler_can_reach(tmp_path: Path) -> None:
     staged = assets.stage_code(tmp_path)
     modules = {path.relative_to(staged).with_suffix("").as_posix().replace("/", ".") for path in staged.rglob("*.py") if path.name != "__init__.py"}
-    handlers = [*(function.handler for function in FUNCTIONS), "functions.migration.handler.handler"]
-    assert not modules.difference(*(reached_by(handler).modules for handler in handlers))
+    assert not modules.difference(*(reached_by(handler).modules for handler in assets.handlers().values()))
 
 
 def test_nothing_at_the_root_of_the_code_hides_a_module_of_python_or_of_a_layer(tmp_path: Path) -> None:
@@ -129,7 +135,7 @@ def test_an_import_that_no_layer_has_is_refused_with_where_to_add_it(tmp_path: P
 
 
 def test_only_those_who_sign_in_or_push_carry_what_that_takes() -> None:
-    of = {function.name: set(assets.layers_of(function.handler)) for function in FUNCTIONS}
+    of = {name: set(assets.layers_of(handler)) for name, handler in assets.handlers().items()}
     assert {name for name, layers in of.items() if "passwords" in layers} == {"tokens"}
     assert {name for name, layers in of.items() if "firebase" in layers} == {"tokens", "push_dispatch"}
     assert "keys" in of["authorizer"]
@@ -177,7 +183,7 @@ def test_a_layer_made_again_elsewhere_under_another_umask_is_the_same(tmp_path: 
         os.umask(before)
     assert assets.digest(again) == assets.digest(assets.bundle_layer(layer, "arm64"))
     assert {path.stat().st_mode & 0o777 for path in again.rglob("*")} == {0o755, 0o644}
-    assert not [path for path in again.rglob("*") if path.suffix == ".pyc" or path.name in ("RECORD", "INSTALLER", "bin")]
+    assert not [path for path in again.rglob("*") if path.name in ("RECORD", "INSTALLER", "bin")]
 
 
 def test_a_layer_that_is_there_is_taken_without_asking_pip() -> None:
@@ -201,10 +207,26 @@ def test_a_layer_has_what_the_lock_file_says_and_nothing_of_another_layer(layer:
 @pytest.mark.parametrize("architecture", assets.MACHINES)
 def test_a_function_stays_below_what_lambda_takes(architecture: str, tmp_path: Path) -> None:
     code = assets.unzipped_bytes(assets.stage_code(tmp_path))
-    for function in FUNCTIONS:
-        layers = assets.layers_of(function.handler)
+    for handler in assets.handlers().values():
+        layers = assets.layers_of(handler)
         assert len(layers) <= assets.MOST_LAYERS
         assert code + sum(assets.unzipped_bytes(assets.bundle_layer(layer, architecture)) for layer in layers) <= assets.MOST_BYTES
+
+
+@pytest.mark.skipif(assets.compiler() is None, reason=f"no Python {assets.PYTHON} here to compile with")
+@pytest.mark.parametrize("uploaded", ["code", *assets.LAYERS])
+def test_what_is_uploaded_has_bytecode_that_lambdas_python_takes_without_asking_the_source(uploaded: str, tmp_path: Path) -> None:
+    is_code = uploaded == "code"
+    folder = assets.stage_code(tmp_path, is_compiled=True) if is_code else assets.bundle_layer(uploaded, "arm64")
+    compiled = list(folder.rglob("*.pyc"))
+    assert len(compiled) == len(list(folder.rglob("*.py"))) > 0
+    for path in compiled:
+        source = path.parent.parent / path.name.replace(".cpython-313.pyc", ".py")
+        assert source.is_file()
+        content = path.read_bytes()
+        magic, flags = struct.unpack_from("<H2xI", content)
+        assert (magic, flags) == (3571, 0b01), "of Python 3.13 (its magic number), unchecked hash (PEP 552)"
+        assert f"{'/var/task' if is_code else '/opt'}/{source.relative_to(folder).as_posix()}".encode() in content
 
 
 def unfit(folder: Path, architecture: str) -> Iterator[str]:
@@ -232,10 +254,10 @@ def unfit(folder: Path, architecture: str) -> Iterator[str]:
 
 def _is_fit(tag: str, machine: str) -> bool:
     """Of a wheel's tag (PEP 425, PEP 600), whether the runtime takes it."""
-    python, abi, platform = tag.split("-")
+    python, abi, system = tag.split("-")
     for_python = (python, abi) == ("cp313", "cp313") or python == "py3" or (abi == "abi3" and int(python.removeprefix("cp3")) <= 13)
-    glibc = re.fullmatch(rf"manylinux(?:_2_(\d+)|(2014))_{machine}", platform)
-    return for_python and (platform == "any" or (glibc is not None and (glibc[2] is not None or int(glibc[1]) <= GLIBC_MINOR)))
+    glibc = re.fullmatch(rf"manylinux(?:_2_(\d+)|(2014))_{machine}", system)
+    return for_python and (system == "any" or (glibc is not None and (glibc[2] is not None or int(glibc[1]) <= GLIBC_MINOR)))
 
 
 @pytest.mark.parametrize(("layer", "architecture"), LIBRARIES)
@@ -271,36 +293,45 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assets.stage_code(tmp_path_factory.mktemp("code"))
 
 
-def tried(function: Function, code: Path, layers: tuple[str, ...]) -> dict[str, Any]:
+def tried(handler: str, code: Path, layers: tuple[str, ...], architecture: str = assets.HERE, python: str = sys.executable) -> dict[str, Any]:
     """What a bare interpreter says that has the code, these layers and what Lambda brings, and imports all that the handler can reach."""
-    path = [str(code), *(str(assets.bundle_layer(layer, assets.HERE) / "python") for layer in (*layers, assets.RUNTIME))]
-    reached = reached_by(function.handler)
-    module, _, name = function.handler.rpartition(".")
-    given = {"path": path, "statements": [f"from {module} import {name}", *(f"import {module}" for module in reached.modules), *reached.statements]}
+    path = [str(code), *(str(assets.bundle_layer(layer, architecture) / "python") for layer in (*layers, assets.RUNTIME))]
+    reached = reached_by(handler)
+    module, _, name = handler.rpartition(".")
+    primed = {name for function in FUNCTIONS if function.handler == handler for name in snapshots.needed(function)}  # before a snapshot
+    imported = [f"from {module} import {name}", *(f"import {each}" for each in reached.modules | primed), *reached.statements]
+    given = {"path": path, "statements": imported}
     environment = {PREFIX + item.name.upper(): "x" for item in fields(Settings) if item.default is MISSING} | {"AWS_REGION": "eu-west-1"}
-    compiled = f"pycache_prefix={code.parent / 'compiled'}"  # the layers stay as pip left them
-    command = [sys.executable, "-I", "-S", "-X", compiled, "-c", _TRY]
+    bytecode = ["-X", f"pycache_prefix={code.parent / 'compiled'}"] if architecture == assets.HERE else ["-B"]  # the layers stay as they are
+    command = [python, "-I", "-S", *bytecode, "-c", _TRY]
     ended = subprocess.run(command, input=json.dumps(given), env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
-def test_a_handler_imports_all_it_can_reach_with_its_own_layers_alone(function: Function, code: Path) -> None:
-    found = tried(function, code, assets.layers_of(function.handler))
+@pytest.mark.parametrize("handler", assets.handlers().values())
+def test_a_handler_imports_all_it_can_reach_with_its_own_layers_alone(handler: str, code: Path) -> None:
+    found = tried(handler, code, assets.layers_of(handler))
     assert (found["missing"], found["sigint"]) == ([], 2)
     assert not [path for path in found["path"] if path.rstrip("/").endswith("functions")]
     assert not [file for file in found["loaded"] if "site-packages" in file]
 
 
+@pytest.mark.skipif(LIKE_LAMBDA is None, reason=f"no Python {assets.PYTHON} on Linux for a processor of Lambda here")
+def test_the_shipped_layers_themselves_run_where_this_machine_is_like_lambda(code: Path) -> None:
+    assert LIKE_LAMBDA is not None
+    python, architecture = LIKE_LAMBDA
+    for handler in assets.handlers().values():
+        found = tried(handler, code, assets.layers_of(handler), architecture, python)
+        assert (found["missing"], found["sigint"]) == ([], 2), handler
+
+
 def test_nobody_carries_a_layer_that_it_could_do_without(code: Path) -> None:
-    one_of_each = {assets.layers_of(function.handler): function for function in FUNCTIONS}
-    for layers, function in one_of_each.items():
+    for layers, handler in {assets.layers_of(handler): handler for handler in assets.handlers().values()}.items():
         for layer in layers:
-            assert tried(function, code, tuple(other for other in layers if other != layer))["missing"], (
-                f"{function.name} imports all it can reach without {layer}"
-            )
+            others = tuple(other for other in layers if other != layer)
+            assert tried(handler, code, others)["missing"], f"{handler} imports all it can reach without {layer}"
 
 
 # The templates
@@ -325,3 +356,11 @@ def test_the_template_gives_each_function_its_layers_for_the_processor_chosen(tm
 
 def test_a_synth_for_reading_has_no_layer(synthesised: Synthesised) -> None:
     assert not synthesised.of_type("AWS::Lambda::LayerVersion")
+
+
+def test_the_command_prints_every_layer_and_function() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "infra.cdk.assets", "--architecture", "arm64"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    first_words = {line.split()[0] for line in ended.stdout.splitlines() if line}
+    assert {*assets.LAYERS, *assets.handlers()} <= first_words
