@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, cast
 
-from aws_cdk import CfnOutput, Duration, Environment, RemovalPolicy, Stack
+from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as gateway
 from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_apigatewayv2_integrations as integrations
@@ -38,8 +38,8 @@ CORS_HEADERS: Final = ("authorization", "content-type", "idempotency-key", "trac
 CORS_EXPOSED: Final = ("apigw-requestid", "retry-after")
 # An account has 10,000 requests a second in a Region, which posts to sockets share: half of them is left to the posts.
 HTTP_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=1_000, burst_limit=500)
-QUEUE_CONCURRENCY: Final = 10
 SOCKET_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=4_000, burst_limit=2_000)
+QUEUE_CONCURRENCY: Final = 10
 _LOGGED: Final = ("requestId", "requestTime", "routeKey", "status", "responseLength", "integrationErrorMessage", "error.message", "authorizer.error")
 _LOGGED_HTTP: Final = ("identity.sourceIp", "responseLatency")
 _LOGGED_SOCKET: Final = ("identity.sourceIp", "connectionId", "eventType", "integrationLatency")
@@ -75,14 +75,13 @@ class Api(Stack):
         bundle: Callable[[str], Path],
         *,
         firewall: Firewall | None = None,
-        env: Environment | None = None,
     ) -> None:
         super().__init__(
             scope,
             f"heliograph-{deployment.stage}-api",
             description="Heliograph: REST and WebSocket APIs and their functions",
             cross_region_references=True if firewall else None,
-            env=env,
+            env=deployment.env,
         )
         self._deployment, self._network, self._state, self._stage = deployment, network, state, deployment.stage
         _check_reserved(deployment)
@@ -162,8 +161,8 @@ class Api(Stack):
             ("mongo", "write"): (),
             ("connections", "post"): (("execute-api:ManageConnections", f"{sockets}/POST/@connections/*"),),
             ("connections", "close"): (("execute-api:ManageConnections", f"{sockets}/DELETE/@connections/*"),),
-            **{(name, "send"): (("sqs:SendMessage", queue.queue_arn),) for name, queue in self._state.queues.items()},
-            **{(name, "receive"): tuple((action, queue.queue_arn) for action in reading) for name, queue in self._state.queues.items()},
+            **{(cast(Resource, name), "send"): (("sqs:SendMessage", queue.queue_arn),) for name, queue in self._state.queues.items()},
+            **{(cast(Resource, name), "receive"): tuple((action, queue.queue_arn) for action in reading) for name, queue in self._state.queues.items()},
             ("media", "put"): (("s3:PutObject", objects),),
             ("media", "get"): (("s3:GetObject", objects), ("s3:ListBucket", bucket.bucket_arn)),  # without the second S3 answers 403 for a missing object
             ("media_key", "encrypt"): (("kms:GenerateDataKey", key),),
@@ -298,9 +297,12 @@ class Api(Stack):
         acknowledge(source, "Serverless-LambdaEventSourceMappingDestination", "A queue's failures go to its own dead-letter queue.")
 
     def _add_stages(self) -> None:
-        common = {"auto_deploy": True, "detailed_metrics_enabled": True}
-        self.http_stage = gateway.HttpStage(self, "HttpStage", http_api=self.http, stage_name="$default", throttle=HTTP_THROTTLE, **common)
-        self.socket_stage = gateway.WebSocketStage(self, "SocketStage", web_socket_api=self.socket, stage_name=self._stage, throttle=SOCKET_THROTTLE, **common)
+        self.http_stage = gateway.HttpStage(
+            self, "HttpStage", http_api=self.http, stage_name="$default", throttle=HTTP_THROTTLE, auto_deploy=True, detailed_metrics_enabled=True
+        )
+        self.socket_stage = gateway.WebSocketStage(
+            self, "SocketStage", web_socket_api=self.socket, stage_name=self._stage, throttle=SOCKET_THROTTLE, auto_deploy=True, detailed_metrics_enabled=True
+        )
         self._log_access(self.http_stage, "http-access", _LOGGED_HTTP)
         self._log_access(self.socket_stage, "socket-access", _LOGGED_SOCKET)
 

@@ -41,7 +41,7 @@ def main() -> None:
         state = State(app, deployment, network, env=env)
         firewall = Firewall(app, deployment) if deployment.own["edge"] == "cloudfront-waf" else None
         code, architecture = assets.stage_code(Path(folder)), deployment.own["architecture"]
-        Api(app, deployment, network, state, code, lambda layer: assets.bundle_layer(layer, architecture), firewall=firewall, env=env)
+        Api(app, deployment, network, state, code, lambda layer: assets.bundle_layer(layer, architecture), firewall=firewall)
         assembly = app.synth()
     if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
         print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")
