@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, cast
 
-from aws_cdk import CfnOutput, Duration, Environment, RemovalPolicy, Stack
+from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as gateway
 from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_apigatewayv2_integrations as integrations
@@ -53,10 +53,8 @@ class Api(Stack):
         state: State,
         code: Path,
         bundle: Callable[[], Path],
-        *,
-        env: Environment | None = None,
     ) -> None:
-        super().__init__(scope, f"heliograph-{deployment.stage}-api", description="Heliograph: REST and WebSocket APIs and their functions", env=env)
+        super().__init__(scope, f"heliograph-{deployment.stage}-api", description="Heliograph: REST and WebSocket APIs and their functions", env=deployment.env)
         self._deployment, self._network, self._state, self._stage = deployment, network, state, deployment.stage
         self._code = lambda_.Code.from_asset(str(code))
         self._layers = self._dependencies(bundle) if deployment.has("bundle") and self.bundling_required else []
