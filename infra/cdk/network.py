@@ -84,7 +84,8 @@ class Network(Stack):
         if self._deployment.own["egress"] != "nat-instance":
             return None
         kind = ec2.InstanceType("t4g.nano")
-        return ec2.NatProvider.instance_v2(instance_type=kind, default_allowed_traffic=ec2.NatTrafficDirection.OUTBOUND_ONLY)
+        outbound = ec2.NatTrafficDirection.OUTBOUND_ONLY
+        return ec2.NatProvider.instance_v2(instance_type=kind, default_allowed_traffic=outbound, associate_public_ip_address=True)
 
     def _group(self, name: str, description: str, *, out: bool) -> ec2.SecurityGroup:
         return ec2.SecurityGroup(self, name, vpc=self.vpc, description=description, allow_all_outbound=out, allow_all_ipv6_outbound=out)

@@ -41,7 +41,9 @@ def test_private_subnets_leave_as_the_setting_says(
     assert len(routes) == (3 if preset == "prod-multi-az" else 2)
     assert all(kinds == targets for kinds in routes.values())
     assert len(made.of_type("AWS::EC2::NatGateway", "network")) == gateways
-    assert len(made.of_type("AWS::EC2::Instance", "network")) == machines
+    nat = made.of_type("AWS::EC2::Instance", "network").values()
+    assert len(nat) == machines
+    assert all(item["NetworkInterfaces"][0]["AssociatePublicIpAddress"] and item["SourceDestCheck"] is False for item in nat)
 
 
 def test_every_subnet_has_both_kinds_of_address_in_a_zone_of_its_own(deployed: Synthesise) -> None:
