@@ -25,8 +25,8 @@ from constructs import Construct
 from adapters.settings import PREFIX, Settings
 from functions.routes import FUNCTIONS, Action, Authorizer, Function, Http, Queue, Resource, Socket
 from infra.cdk import assets
-from infra.cdk.context import PREFIX as CONTEXT
-from infra.cdk.context import ContextError, Deployment
+from infra.cdk.concurrency import QUEUE_CONCURRENCY, reserved
+from infra.cdk.context import Deployment
 from infra.cdk.edge import Edge, Firewall
 from infra.cdk.nag import acknowledge
 from infra.cdk.network import Network
@@ -39,7 +39,6 @@ CORS_EXPOSED: Final = ("apigw-requestid", "retry-after")
 # An account has 10,000 requests a second in a Region, which posts to sockets share: half of them is left to the posts.
 HTTP_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=1_000, burst_limit=500)
 SOCKET_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=4_000, burst_limit=2_000)
-QUEUE_CONCURRENCY: Final = 10
 _LOGGED: Final = ("requestId", "requestTime", "routeKey", "status", "responseLength", "integrationErrorMessage", "error.message", "authorizer.error")
 _LOGGED_HTTP: Final = ("identity.sourceIp", "responseLatency")
 _LOGGED_SOCKET: Final = ("identity.sourceIp", "connectionId", "eventType", "integrationLatency")
@@ -84,7 +83,7 @@ class Api(Stack):
             env=deployment.env,
         )
         self._deployment, self._network, self._state, self._stage = deployment, network, state, deployment.stage
-        _check_reserved(deployment)
+        self._reserved = reserved(deployment.own["reserved_concurrency"])
         self._code = lambda_.Code.from_asset(str(code))
         self._architecture = {"arm64": lambda_.Architecture.ARM_64, "x86_64": lambda_.Architecture.X86_64}[deployment.own["architecture"]]
         self._layers = {name: self._layer(name, bundle(name)) for name in assets.LAYERS} if deployment.has("bundle") and self.bundling_required else {}
@@ -191,7 +190,7 @@ class Api(Stack):
             environment=self._environment | (self._network.endpoints if self._network and is_inside else {}),
             role=self._role(function, log_group, is_inside=is_inside),
             log_group=log_group,
-            reserved_concurrent_executions=self._deployment.reserved.get(function.name),
+            reserved_concurrent_executions=self._reserved.get(function.name),
             snap_start=lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS if is_waited_for and self._deployment.has("snap_start") else None,
             **(self._inside() if is_inside else {}),
         )
@@ -209,7 +208,7 @@ class Api(Stack):
 
     def _is_inside(self, function: Function) -> bool:
         """Whether the function stands in the VPC: there are Redis and, where Atlas is ours, its private endpoint. The others need no way out of it."""
-        needs = {"redis"} | ({"mongo"} if self._deployment.own["mongodb"] == "atlas" else set())
+        needs = {"redis"} | ({"mongo"} if self._deployment.makes_atlas else set())
         return self._network is not None and any(right.resource in needs for right in function.rights)
 
     def _inside(self) -> dict[str, Any]:
@@ -311,16 +310,6 @@ class Api(Stack):
         line = json.dumps({field: f"$context.{field}" for field in (*_LOGGED, *also, *([_CALLER] if self.edge else []))})
         plain = cast(gateway.CfnStage, stage.node.default_child)
         plain.access_log_settings = gateway.CfnStage.AccessLogSettingsProperty(destination_arn=log_group.log_group_arn, format=line)
-
-
-def _check_reserved(deployment: Deployment) -> None:
-    """Below what its queue sends it, a function turns messages away, and they are dead letters before anybody looked at them (Lambda developer guide, SQS)."""
-    for function in FUNCTIONS:
-        number = deployment.reserved.get(function.name, QUEUE_CONCURRENCY)
-        if any(isinstance(route, Queue) for route in function.routes) and number < QUEUE_CONCURRENCY:
-            raise ContextError(
-                f"{CONTEXT}reserved_concurrency: {function.name} consumes a queue, which sends {QUEUE_CONCURRENCY} batches at once: reserve that many, or none."
-            )
 
 
 def _of_network_interfaces() -> list[iam.PolicyStatement]:

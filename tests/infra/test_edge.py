@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from functions.routes import FUNCTIONS, Authorizer, Function, Http, Queue, Socket
+from functions.routes import FUNCTIONS, Authorizer, Function, Http, Socket
 from heliograph.origin import ADDRESS_HEADER, SECRET_HEADER
 from infra.cdk import context
-from infra.cdk.api import CORS_HEADERS, QUEUE_CONCURRENCY
+from infra.cdk.api import CORS_HEADERS
+from infra.cdk.concurrency import QUEUE_CONCURRENCY, reserved
 from tests.infra.conftest import CONTEXT, Resource, Synthesise, Synthesised, run_app
 from tests.infra.test_stacks import alias_of, flat, lambdas
 
@@ -262,11 +263,28 @@ def test_reserved_concurrency_is_given_as_chosen_and_queues_keep_their_most(depl
     assert {source["ScalingConfig"]["MaximumConcurrency"] for source in sources} == {QUEUE_CONCURRENCY}
 
 
-@pytest.mark.parametrize("name", [function.name for function in FUNCTIONS if any(isinstance(route, Queue) for route in function.routes)])
-def test_a_queue_is_not_starved(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    ended = run_app(tmp_path_factory.mktemp("cdk"), CONTEXT | {"heliograph:reserved_concurrency": f"{name}={QUEUE_CONCURRENCY - 1}"})
-    assert ended.returncode == 1
-    assert f"heliograph:reserved_concurrency: {name} consumes a queue" in ended.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("signals=5", "heliograph:reserved_concurrency: 'signals' is not a function of the route table; there are authorizer, "),
+        ("signal", "heliograph:reserved_concurrency: signal='' must be a whole number from 1 to 10000."),
+        ("signal=0", "heliograph:reserved_concurrency: signal='0' must be"),
+        ("signal=many", "heliograph:reserved_concurrency: signal='many' must be"),
+        ("signal=1,signal=2", "heliograph:reserved_concurrency names signal twice."),
+        ("timers=9", "heliograph:reserved_concurrency: timers consumes a queue"),
+        ("push_dispatch=1", "heliograph:reserved_concurrency: push_dispatch consumes a queue"),
+    ],
+)
+def test_a_wrong_reserve_is_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(context.ContextError, match=re.escape(sentence)):
+        reserved(text)
+    assert reserved(" signal=5, timers=10,") == {"signal": 5, "timers": QUEUE_CONCURRENCY}
+    assert reserved("") == {}
+
+
+def test_the_app_ends_with_that_sentence(tmp_path_factory: pytest.TempPathFactory) -> None:
+    ended = run_app(tmp_path_factory.mktemp("cdk"), CONTEXT | {"heliograph:reserved_concurrency": "signals=5"})
+    assert (ended.returncode, ended.stderr.splitlines()[-1][:34]) == (1, "heliograph:reserved_concurrency: '")
 
 
 @pytest.mark.parametrize(
