@@ -115,8 +115,8 @@ class Api(Stack):
             ("mongo", "write"): (),
             ("connections", "post"): (("execute-api:ManageConnections", f"{sockets}/POST/@connections/*"),),
             ("connections", "close"): (("execute-api:ManageConnections", f"{sockets}/DELETE/@connections/*"),),
-            **{(name, "send"): (("sqs:SendMessage", queue.queue_arn),) for name, queue in self._state.queues.items()},
-            **{(name, "receive"): tuple((action, queue.queue_arn) for action in reading) for name, queue in self._state.queues.items()},
+            **{(cast(Resource, name), "send"): (("sqs:SendMessage", queue.queue_arn),) for name, queue in self._state.queues.items()},
+            **{(cast(Resource, name), "receive"): tuple((action, queue.queue_arn) for action in reading) for name, queue in self._state.queues.items()},
             ("media", "put"): (("s3:PutObject", objects),),
             ("media", "get"): (("s3:GetObject", objects), ("s3:ListBucket", bucket.bucket_arn)),  # without the second S3 answers 403 for a missing object
             ("media_key", "encrypt"): (("kms:GenerateDataKey", key),),

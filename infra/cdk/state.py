@@ -6,7 +6,7 @@ The ledger is MongoDB's: its URI stands in a secret, put there by hand or by the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aws_cdk import ArnFormat, CfnDeletionPolicy, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_cloudwatch as cloudwatch
@@ -62,8 +62,7 @@ class State(Stack):
         self.media = self._bucket("Media", self.media_key, cors=self._cors(), lifecycle_rules=self._lifecycle())
         self.evidence_key = self._key("EvidenceKey", "Encrypts evidence of Heliograph")
         self.evidence = self._bucket("Evidence", self.evidence_key, object_lock_enabled=True, object_lock_default_retention=self._retention())
-        queues = [queue for function in FUNCTIONS for queue in function.routes if isinstance(queue, Queue)]
-        self.queues: dict[Resource, sqs.Queue] = {cast(Resource, queue.name): self._queue(queue) for queue in queues}
+        self.queues = {queue.name: self._queue(queue) for function in FUNCTIONS for queue in function.routes if isinstance(queue, Queue)}
         self.ledger = Ledger(self, deployment, network) if deployment.makes_atlas and network is not None else None
         self.secrets: dict[Resource, secretsmanager.CfnSecret] = {spec.resource: self._secret(spec) for spec in SECRETS}
         self.redis_url, self.redis_user, self.redis_cache = deployment.settings["redis_url"], "", ""
