@@ -38,14 +38,14 @@ def settings_page() -> str:
             *table,
             "",
             "## What a deployment is asked for",
-            "Given to the CDK as `-c name=value`. `heliograph:preset` chooses a column of the first table; every choice may be given beside it. What is unknown,",
-            "of the wrong form, without effect or does not go together stops the synthesis with one sentence.",
+            "Given to the CDK as `-c name=value`. `heliograph:preset` chooses a column of the first table, `dev` where it is left out; every choice may be",
+            "given beside it. What is unknown, of the wrong form, without effect or does not go together stops the synthesis with one sentence.",
             "`python -m infra.cdk.prices --preset dev` prints what a preset costs a day.",
             "",
             *own,
             "",
-            "The functions' own settings are asked for where the stacks cannot work them out. A Redis URL with a password is refused, because it would stand in",
-            "the template: give `{{resolve:secretsmanager:<name>:SecretString:<field>}}` instead.",
+            "The functions' own settings are asked for where the stacks cannot work them out. A Redis URL with a password is refused, because it would",
+            "stand in the template: give `{{resolve:secretsmanager:<name>:SecretString:<field>}}` instead.",
             "",
             *asked,
             "",
@@ -112,7 +112,9 @@ def limits_page() -> str:
 def _asked(name: str, value: str | None) -> str:
     from infra.cdk import context
 
-    return "required" if value is None else "made" if name in context.MADE else _code(value)
+    if name == "redis_mode":
+        return f"{_code(value)}; `cluster` where the stacks make the session store"
+    return "required" if value is None else "made by the stacks" if name in context.MADE else _code(value)
 
 
 def _code(value: object) -> str:

@@ -130,7 +130,7 @@ OWN: Final = {
     "relay_max": Choice("1", "6", "12", "Most relays; with `relay_entry=address` the same as `relay_min`.", whole=True, needs="media"),
     "image_uri": _same("", "Image of the media fleet that is there already; empty builds it with CodeBuild.", needs="media"),
     "alarm_email": _same("", "Who gets the alarms; empty makes the topic without a subscriber."),
-    "monthly_budget_usd": Choice("30", "500", "1500", "The budget whose forecast raises an alarm, USD a month.", whole=True),
+    "monthly_budget_usd": Choice("45", "500", "1500", "The budget whose forecast raises an alarm, USD a month.", whole=True),
     "log_days": Choice("7", "30", "90", "How long logs are kept, in days.", ("1", "3", "5", "7", "14", "30", "60", "90", "180", "365")),
 }
 # Every commercial Region that has ElastiCache (botocore 1.44.5, endpoints of `elasticache` in the partition `aws`).
