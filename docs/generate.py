@@ -22,10 +22,12 @@ def settings_page() -> str:
     ]
     asked = ["| context setting | default | what it is |", "|---|---|---|"]
     docs = {item.name: item.metadata["doc"] for item in fields(Settings)}
-    asked += [
-        f"| `{context.PREFIX}{name}` | {'required' if value is None else _code(value)} | {_cell(docs[name])} |" for name, value in context.asked().items()
-    ]
-    asked += [f"| `{context.PREFIX}{name}` | {_code(value)} | {_cell(doc)} |" for name, (value, doc) in context.OWN.items()]
+    asked += [f"| `{context.PREFIX}{name}` | {_asked(name, value)} | {_cell(docs[name])} |" for name, value in context.asked().items()]
+    heads = " | ".join(f"`{preset}`" for preset in context.PRESETS)
+    own = [f"| context setting | {heads} | one of | what it is |", "|---|---|---|---|---|---|"]
+    for name, choice in context.OWN.items():
+        defaults = " | ".join(_code(choice.default(preset)) for preset in context.PRESETS)
+        own.append(f"| `{context.PREFIX}{name}` | {defaults} | {', '.join(f'`{value}`' for value in choice.one_of)} | {_cell(choice.doc)} |")
     return "\n".join(
         [
             "# Settings",
@@ -36,7 +38,13 @@ def settings_page() -> str:
             *table,
             "",
             "## What a deployment is asked for",
-            "Given to the CDK as `-c name=value`. The stacks work out the other settings. A Redis URL with a password is refused, because it would",
+            "Given to the CDK as `-c name=value`. `heliograph:preset` chooses a column of the first table, `dev` where it is left out; every choice may be",
+            "given beside it. What is unknown, of the wrong form, without effect or does not go together stops the synthesis with one sentence.",
+            "`python -m infra.cdk.prices --preset dev` prints what a preset costs a day.",
+            "",
+            *own,
+            "",
+            "The functions' own settings are asked for where the stacks cannot work them out. A Redis URL with a password is refused, because it would",
             "stand in the template: give `{{resolve:secretsmanager:<name>:SecretString:<field>}}` instead.",
             "",
             *asked,
@@ -99,6 +107,14 @@ def limits_page() -> str:
             "",
         ]
     )
+
+
+def _asked(name: str, value: str | None) -> str:
+    from infra.cdk import context
+
+    if name == "redis_mode":
+        return f"{_code(value)}; `cluster` where the stacks make the session store"
+    return "required" if value is None else "made by the stacks" if name in context.MADE else _code(value)
 
 
 def _code(value: object) -> str:

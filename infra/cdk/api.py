@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, cast
 
-from aws_cdk import CfnOutput, Duration, Environment, RemovalPolicy, Stack
+from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as gateway
 from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_apigatewayv2_integrations as integrations
@@ -25,8 +25,8 @@ from constructs import Construct
 from adapters.settings import PREFIX, Settings
 from functions.routes import FUNCTIONS, Action, Authorizer, Function, Http, Queue, Resource, Socket
 from infra.cdk import assets
-from infra.cdk.context import PREFIX as CONTEXT
-from infra.cdk.context import ContextError, Deployment
+from infra.cdk.concurrency import QUEUE_CONCURRENCY, reserved
+from infra.cdk.context import Deployment
 from infra.cdk.edge import Edge, Firewall
 from infra.cdk.nag import acknowledge
 from infra.cdk.network import Network
@@ -38,7 +38,6 @@ CORS_HEADERS: Final = ("authorization", "content-type", "idempotency-key", "trac
 CORS_EXPOSED: Final = ("apigw-requestid", "retry-after")
 # An account has 10,000 requests a second in a Region, which posts to sockets share: half of them is left to the posts.
 HTTP_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=1_000, burst_limit=500)
-QUEUE_CONCURRENCY: Final = 10
 SOCKET_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=4_000, burst_limit=2_000)
 _LOGGED: Final = ("requestId", "requestTime", "routeKey", "status", "responseLength", "integrationErrorMessage", "error.message", "authorizer.error")
 _LOGGED_HTTP: Final = ("identity.sourceIp", "responseLatency")
@@ -75,17 +74,16 @@ class Api(Stack):
         bundle: Callable[[str], Path],
         *,
         firewall: Firewall | None = None,
-        env: Environment | None = None,
     ) -> None:
         super().__init__(
             scope,
             f"heliograph-{deployment.stage}-api",
             description="Heliograph: REST and WebSocket APIs and their functions",
             cross_region_references=True if firewall else None,
-            env=env,
+            env=deployment.env,
         )
         self._deployment, self._network, self._state, self._stage = deployment, network, state, deployment.stage
-        _check_reserved(deployment)
+        self._reserved = reserved(deployment.own["reserved_concurrency"])
         self._code = lambda_.Code.from_asset(str(code))
         self._architecture = {"arm64": lambda_.Architecture.ARM_64, "x86_64": lambda_.Architecture.X86_64}[deployment.own["architecture"]]
         self._layers = {name: self._layer(name, bundle(name)) for name in assets.LAYERS} if deployment.has("bundle") and self.bundling_required else {}
@@ -162,8 +160,8 @@ class Api(Stack):
             ("mongo", "write"): (),
             ("connections", "post"): (("execute-api:ManageConnections", f"{sockets}/POST/@connections/*"),),
             ("connections", "close"): (("execute-api:ManageConnections", f"{sockets}/DELETE/@connections/*"),),
-            **{(name, "send"): (("sqs:SendMessage", queue.queue_arn),) for name, queue in self._state.queues.items()},
-            **{(name, "receive"): tuple((action, queue.queue_arn) for action in reading) for name, queue in self._state.queues.items()},
+            **{(cast(Resource, name), "send"): (("sqs:SendMessage", queue.queue_arn),) for name, queue in self._state.queues.items()},
+            **{(cast(Resource, name), "receive"): tuple((action, queue.queue_arn) for action in reading) for name, queue in self._state.queues.items()},
             ("media", "put"): (("s3:PutObject", objects),),
             ("media", "get"): (("s3:GetObject", objects), ("s3:ListBucket", bucket.bucket_arn)),  # without the second S3 answers 403 for a missing object
             ("media_key", "encrypt"): (("kms:GenerateDataKey", key),),
@@ -192,7 +190,7 @@ class Api(Stack):
             environment=self._environment | (self._network.endpoints if self._network and is_inside else {}),
             role=self._role(function, log_group, is_inside=is_inside),
             log_group=log_group,
-            reserved_concurrent_executions=self._deployment.reserved.get(function.name),
+            reserved_concurrent_executions=self._reserved.get(function.name),
             snap_start=lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS if is_waited_for and self._deployment.has("snap_start") else None,
             **(self._inside() if is_inside else {}),
         )
@@ -210,7 +208,7 @@ class Api(Stack):
 
     def _is_inside(self, function: Function) -> bool:
         """Whether the function stands in the VPC: there are Redis and, where Atlas is ours, its private endpoint. The others need no way out of it."""
-        needs = {"redis"} | ({"mongo"} if self._deployment.own["mongodb"] == "atlas" else set())
+        needs = {"redis"} | ({"mongo"} if self._deployment.makes_atlas else set())
         return self._network is not None and any(right.resource in needs for right in function.rights)
 
     def _inside(self) -> dict[str, Any]:
@@ -298,9 +296,12 @@ class Api(Stack):
         acknowledge(source, "Serverless-LambdaEventSourceMappingDestination", "A queue's failures go to its own dead-letter queue.")
 
     def _add_stages(self) -> None:
-        common = {"auto_deploy": True, "detailed_metrics_enabled": True}
-        self.http_stage = gateway.HttpStage(self, "HttpStage", http_api=self.http, stage_name="$default", throttle=HTTP_THROTTLE, **common)
-        self.socket_stage = gateway.WebSocketStage(self, "SocketStage", web_socket_api=self.socket, stage_name=self._stage, throttle=SOCKET_THROTTLE, **common)
+        self.http_stage = gateway.HttpStage(
+            self, "HttpStage", http_api=self.http, stage_name="$default", throttle=HTTP_THROTTLE, auto_deploy=True, detailed_metrics_enabled=True
+        )
+        self.socket_stage = gateway.WebSocketStage(
+            self, "SocketStage", web_socket_api=self.socket, stage_name=self._stage, throttle=SOCKET_THROTTLE, auto_deploy=True, detailed_metrics_enabled=True
+        )
         self._log_access(self.http_stage, "http-access", _LOGGED_HTTP)
         self._log_access(self.socket_stage, "socket-access", _LOGGED_SOCKET)
 
@@ -309,16 +310,6 @@ class Api(Stack):
         line = json.dumps({field: f"$context.{field}" for field in (*_LOGGED, *also, *([_CALLER] if self.edge else []))})
         plain = cast(gateway.CfnStage, stage.node.default_child)
         plain.access_log_settings = gateway.CfnStage.AccessLogSettingsProperty(destination_arn=log_group.log_group_arn, format=line)
-
-
-def _check_reserved(deployment: Deployment) -> None:
-    """Below what its queue sends it, a function turns messages away, and they are dead letters before anybody looked at them (Lambda developer guide, SQS)."""
-    for function in FUNCTIONS:
-        number = deployment.reserved.get(function.name, QUEUE_CONCURRENCY)
-        if any(isinstance(route, Queue) for route in function.routes) and number < QUEUE_CONCURRENCY:
-            raise ContextError(
-                f"{CONTEXT}reserved_concurrency: {function.name} consumes a queue, which sends {QUEUE_CONCURRENCY} batches at once: reserve that many, or none."
-            )
 
 
 def of_network_interfaces() -> list[iam.PolicyStatement]:

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 from adapters.settings import PREFIX as ENVIRONMENT
 from adapters.settings import Settings, SettingsError, load
-from functions.routes import FUNCTIONS
 
 PREFIX: Final = "heliograph:"
 DYNAMIC: Final = "{{resolve:secretsmanager:"
@@ -131,7 +130,7 @@ OWN: Final = {
     "relay_max": Choice("1", "6", "12", "Most relays; with `relay_entry=address` the same as `relay_min`.", whole=True, needs="media"),
     "image_uri": _same("", "Image of the media fleet that is there already; empty builds it with CodeBuild.", needs="media"),
     "alarm_email": _same("", "Who gets the alarms; empty makes the topic without a subscriber."),
-    "monthly_budget_usd": Choice("30", "500", "1500", "The budget whose forecast raises an alarm, USD a month.", whole=True),
+    "monthly_budget_usd": Choice("45", "500", "1500", "The budget whose forecast raises an alarm, USD a month.", whole=True),
     "log_days": Choice("7", "30", "90", "How long logs are kept, in days.", ("1", "3", "5", "7", "14", "30", "60", "90", "180", "365")),
 }
 # Every commercial Region that has ElastiCache (botocore 1.44.5, endpoints of `elasticache` in the partition `aws`).
@@ -227,11 +226,6 @@ class Deployment:
     def makes_atlas(self) -> bool:
         return self.own["mongodb"] == "atlas"
 
-    @property
-    def reserved(self) -> dict[str, int]:
-        """Reserved concurrency by function."""
-        return {name: int(number) for name, number in _pairs(self.own["reserved_concurrency"])}
-
 
 def asked() -> dict[str, str | None]:
     """Context settings that become settings of the functions: name -> default, None where there is none."""
@@ -298,17 +292,6 @@ def _check_choice(name: str, value: str) -> None:
         check_region(value)
     if name == "allow_origins" and value and not all(_ORIGIN.fullmatch(item.strip()) for item in value.split(",")):
         raise ContextError(f"{PREFIX}allow_origins must be origins such as https://app.example.com, comma-separated: no path and no *.")
-    if name == "reserved_concurrency":
-        _check_reserved(value)
-
-
-def _check_reserved(text: str) -> None:
-    functions = [function.name for function in FUNCTIONS]
-    for name, number in _pairs(text):
-        if name not in functions:
-            raise ContextError(f"{PREFIX}reserved_concurrency: there is no function {name}{_meant(name, functions)}.")
-        if not (number.isascii() and number.isdecimal()):
-            raise ContextError(f"{PREFIX}reserved_concurrency must be name=number, comma-separated, such as signal=50,authorizer=20.")
 
 
 def _check_together(deployment: Deployment) -> None:
@@ -363,11 +346,6 @@ def _check_effect(deployment: Deployment, given: Mapping[str, str]) -> None:
             raise ContextError(f"{PREFIX}{name} has an effect only {_MADE_WHEN[needs]}: leave it out.")
     if given.get("media", "none") != "none" and not deployment.has("vpc"):
         raise ContextError(f"{PREFIX}media={given['media']} needs {PREFIX}vpc=true.")
-
-
-def _pairs(text: str) -> list[tuple[str, str]]:
-    """`name=value, name=value` as pairs."""
-    return [(name.strip(), value.strip()) for name, _, value in (item.partition("=") for item in text.split(",") if item.strip())]
 
 
 def _meant(word: str, known: Collection[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aws_cdk import Duration, Environment, RemovalPolicy, Stack, Tags
+from aws_cdk import Duration, RemovalPolicy, Stack, Tags
 from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
@@ -43,8 +43,8 @@ _PUBLIC: Final = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PUBLIC)
 class Media(Stack):
     """`service`, `log_group` and `target_group` (None without a load balancer) are there for alarms."""
 
-    def __init__(self, scope: Construct, deployment: Deployment, network: Network, state: State, api: Api, *, env: Environment | None = None) -> None:
-        super().__init__(scope, f"heliograph-{deployment.stage}-media", description="Heliograph: the media fleet", env=env)
+    def __init__(self, scope: Construct, deployment: Deployment, network: Network, state: State, api: Api) -> None:
+        super().__init__(scope, f"heliograph-{deployment.stage}-media", description="Heliograph: the media fleet", env=deployment.env)
         if (why := unsuitable(deployment.own)) is not None:
             raise ContextError(why)
         self._deployment, self._network, self._state, self._api = deployment, network, state, api

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
 
-from aws_cdk import CustomResource, Duration, Environment, RemovalPolicy, Stack
+from aws_cdk import CustomResource, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
@@ -43,10 +43,9 @@ class Migration(Stack):
         state: State,
         code: Path,
         bundle: Callable[[str], Path],
-        *,
-        env: Environment | None = None,
     ) -> None:
-        super().__init__(scope, f"heliograph-{deployment.stage}-migration", description="Heliograph: migrates the ledger before the functions change", env=env)
+        words = "Heliograph: migrates the ledger before the functions change"
+        super().__init__(scope, f"heliograph-{deployment.stage}-migration", description=words, env=deployment.env)
         self._deployment, self._network = deployment, network
         self._secret_arn = state.secrets["mongo_uri"].ref
         self.function = self._function(lambda_.Code.from_asset(str(code)), bundle)

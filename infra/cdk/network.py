@@ -5,9 +5,9 @@ The entry stands here and not beside the relays, because the API must tell clien
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
-from aws_cdk import CfnTag, Environment, Fn, RemovalPolicy, Stack
+from aws_cdk import CfnTag, Fn, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_elasticloadbalancingv2 as elbv2
 from aws_cdk import aws_logs as logs
@@ -15,19 +15,22 @@ from constructs import Construct
 
 from infra.cdk.context import Deployment
 from infra.cdk.nag import acknowledge
+from infra.cdk.retention import kept
 
 TURN_PORT: Final = 3478
 RELAYED_PORTS: Final = (49_152, 65_535)  # RFC 8656, section 7.2
 REDIS_PORTS: Final = (6379, 6380)  # writes; reads from a replica
+NAT_DISK_GB: Final = 8  # what the image of Amazon Linux needs
+CIDR: Final = "10.0.0.0/16"
 RELAY_TAG: Final = "heliograph:relay"
 
 
 class Network(Stack):
     """VPC, security groups, and the addresses that clients are told."""
 
-    def __init__(self, scope: Construct, deployment: Deployment, *, env: Environment | None = None) -> None:
-        super().__init__(scope, f"heliograph-{deployment.stage}-network", description="Heliograph: the network and the relays' entry", env=env)
-        self._deployment = deployment
+    def __init__(self, scope: Construct, deployment: Deployment) -> None:
+        self._deployment = deployment  # before the stack begins: it asks for its zones
+        super().__init__(scope, f"heliograph-{deployment.stage}-network", description="Heliograph: the network and the relays' entry", env=deployment.env)
         self._nat = self._nat_provider()
         self.vpc = self._vpc()
         self.functions_group = self._group("Functions", "Functions of Heliograph: nobody calls them over the network", out=True)
@@ -41,38 +44,48 @@ class Network(Stack):
             self._add_entry()
 
     @property
+    def availability_zones(self) -> list[str]:
+        """The CDK's own answer would be a look-up in the account, which only its command line makes."""
+        named = self._deployment.zones
+        return list(named) or [Fn.select(index, Fn.get_azs()) for index in range(self._deployment.number("availability_zones"))]
+
+    @property
     def endpoints(self) -> dict[str, str]:
-        """Environment of functions in the VPC: hosts with an IPv6 address where that is the only way out. The hosts are those of botocore's endpoint rules."""
+        """Environment of what runs in the VPC: another host of a service whose own has no IPv6 address, where that is the only way out.
+
+        By botocore's endpoint rules Secrets Manager and both APIs have one. S3 is reached by its gateway endpoint, over IPv4.
+        """
         if self._deployment.own["egress"] != "ipv6":
             return {}
         return {"AWS_ENDPOINT_URL_SQS": f"https://sqs.{self.region}.api.aws"}
 
     def _vpc(self) -> ec2.Vpc:
-        own = self._deployment.own
-        zones = [Fn.select(index, Fn.get_azs()) for index in range(int(own["availability_zones"]))]
-        log_group = logs.LogGroup(self, "flows", retention=logs.RetentionDays.ONE_MONTH, removal_policy=RemovalPolicy.DESTROY)
+        zones, egress = self.availability_zones, self._deployment.own["egress"]
+        log_group = logs.LogGroup(self, "flows", retention=kept(self._deployment), removal_policy=RemovalPolicy.DESTROY)
+        destination = ec2.FlowLogDestination.to_cloud_watch_logs(log_group)
         return ec2.Vpc(
             self,
             "Vpc",
+            ip_addresses=ec2.IpAddresses.cidr(CIDR),
             availability_zones=zones,
             ip_protocol=ec2.IpProtocol.DUAL_STACK,
             nat_gateway_provider=self._nat,
-            nat_gateways=0 if own["egress"] == "ipv6" else len(zones) if self._deployment.preset == "prod-multi-az" else 1,
+            nat_gateways=0 if egress == "ipv6" else len(zones) if self._deployment.preset == "prod-multi-az" else 1,
             subnet_configuration=[
                 ec2.SubnetConfiguration(name="Public", subnet_type=ec2.SubnetType.PUBLIC, cidr_mask=24),
                 ec2.SubnetConfiguration(name="Private", subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS, cidr_mask=22),
             ],
             gateway_endpoints={"S3": ec2.GatewayVpcEndpointOptions(service=ec2.GatewayVpcEndpointAwsService.S3)},
-            flow_logs={
-                "Refused": ec2.FlowLogOptions(destination=ec2.FlowLogDestination.to_cloud_watch_logs(log_group), traffic_type=ec2.FlowLogTrafficType.REJECT)
-            },
+            # Of refusals only: a relay would log a line a minute for every peer of every call.
+            flow_logs={"Refused": ec2.FlowLogOptions(destination=destination, traffic_type=ec2.FlowLogTrafficType.REJECT)},
         )
 
     def _nat_provider(self) -> ec2.NatInstanceProviderV2 | None:
         if self._deployment.own["egress"] != "nat-instance":
             return None
         kind = ec2.InstanceType("t4g.nano")
-        return ec2.NatProvider.instance_v2(instance_type=kind, default_allowed_traffic=ec2.NatTrafficDirection.OUTBOUND_ONLY)
+        outbound = ec2.NatTrafficDirection.OUTBOUND_ONLY
+        return ec2.NatProvider.instance_v2(instance_type=kind, default_allowed_traffic=outbound, associate_public_ip_address=True)
 
     def _group(self, name: str, description: str, *, out: bool) -> ec2.SecurityGroup:
         return ec2.SecurityGroup(self, name, vpc=self.vpc, description=description, allow_all_outbound=out, allow_all_ipv6_outbound=out)
@@ -84,8 +97,17 @@ class Network(Stack):
             self.relay_group.add_ingress_rule(peer, ec2.Port.udp(TURN_PORT), "TURN")
             self.relay_group.add_ingress_rule(peer, ec2.Port.udp_range(*RELAYED_PORTS), "relayed addresses")
         acknowledge(self.relay_group, "AwsSolutions-EC23", "A TURN relay serves clients and peers at any address; its credentials and its peer filter decide.")
-        if isinstance(self._nat, ec2.NatInstanceProviderV2):
-            self._nat.security_group.add_ingress_rule(ec2.Peer.ipv4(self.vpc.vpc_cidr_block), ec2.Port.all_traffic(), "from the VPC to the internet")
+        if self._nat is not None:
+            self._finish_nat(self._nat)
+
+    def _finish_nat(self, nat: ec2.NatInstanceProviderV2) -> None:
+        nat.security_group.add_ingress_rule(ec2.Peer.ipv4(CIDR), ec2.Port.all_traffic(), "from the VPC to the internet")
+        for machine in nat.gateway_instances:
+            plain = cast(ec2.CfnInstance, machine.node.default_child)
+            disk = ec2.CfnInstance.EbsProperty(encrypted=True, volume_type="gp3", volume_size=NAT_DISK_GB, delete_on_termination=True)
+            plain.block_device_mappings = [ec2.CfnInstance.BlockDeviceMappingProperty(device_name="/dev/xvda", ebs=disk)]
+            acknowledge(machine, "AwsSolutions-EC28", "Metrics of five minutes are enough for a machine that only passes packets on; the others are paid for.")
+            acknowledge(machine, "AwsSolutions-EC29", "It keeps nothing: a new one does the same work, and a protected one would stop `cdk destroy`.")
 
     def _add_entry(self) -> None:
         stage, own = self._deployment.stage, self._deployment.own
@@ -93,6 +115,9 @@ class Network(Stack):
             public = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PUBLIC)
             self.relay_balancer = elbv2.NetworkLoadBalancer(
                 self, "Entry", vpc=self.vpc, internet_facing=True, vpc_subnets=public, cross_zone_enabled=False, deletion_protection=True
+            )
+            acknowledge(
+                self.relay_balancer, "AwsSolutions-ELB2", "A Network Load Balancer writes access logs of TLS listeners only, and TURN over UDP has none."
             )
             hosts = [self.relay_balancer.load_balancer_dns_name]
         else:

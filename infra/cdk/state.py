@@ -1,11 +1,15 @@
-"""The stack of everything that keeps something: media and evidence with their keys, queues with their dead-letter queues, secrets, the session store."""
+"""The stack of everything that keeps something: media and evidence with their keys, queues with their dead-letter queues, secrets, the session store.
+
+The ledger is MongoDB's: its URI stands in a secret, put there by hand or by the stack's own Atlas cluster (ledger.py).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from aws_cdk import ArnFormat, CfnDeletionPolicy, Duration, Environment, RemovalPolicy, Stack
+from aws_cdk import ArnFormat, CfnDeletionPolicy, Duration, RemovalPolicy, Stack
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_elasticache as elasticache
 from aws_cdk import aws_kms as kms
@@ -17,10 +21,13 @@ from constructs import Construct
 from adapters.redis_client import ACCESS
 from functions.routes import FUNCTIONS, Queue, Resource
 from infra.cdk.context import Deployment
+from infra.cdk.ledger import Ledger
+from infra.cdk.nag import acknowledge
 from infra.cdk.network import Network
 
 DEAD_LETTERS_KEPT: Final = Duration.days(14)  # the longest SQS allows; a message keeps its first date, so its queue must forget sooner
 MESSAGES_KEPT: Final = Duration.days(4)
+FULL_AT: Final = 0.6  # of the session store's maximum: long before it evicts what has a TTL, which is every key of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +51,20 @@ SECRETS: Final = (
 
 
 class State(Stack):
-    """What outlives a deployment of the functions."""
+    """What outlives a deployment of the functions. `redis_user` and `redis_cache` are empty where nobody signs in by IAM."""
 
-    def __init__(self, scope: Construct, deployment: Deployment, network: Network | None, *, env: Environment | None = None) -> None:
+    def __init__(self, scope: Construct, deployment: Deployment, network: Network | None) -> None:
         name = f"heliograph-{deployment.stage}-state"
-        super().__init__(scope, name, description="Heliograph: media, evidence, queues, secrets, session store", termination_protection=True, env=env)
+        words = "Heliograph: media, evidence, queues, secrets, session store"
+        super().__init__(scope, name, description=words, termination_protection=True, env=deployment.env)
         self._stage, self._deployment = deployment.stage, deployment
-        self.media_key = kms.Key(self, "MediaKey", description="Encrypts uploads of Heliograph", enable_key_rotation=True, removal_policy=RemovalPolicy.RETAIN)
-        self.media = self._bucket(deployment.allow_origins)
-        self.evidence_key = kms.Key(
-            self, "EvidenceKey", description="Encrypts evidence of Heliograph", enable_key_rotation=True, removal_policy=RemovalPolicy.RETAIN
-        )
-        self.evidence = self._evidence()
+        self._access_log = self._access_log_bucket()
+        self.media_key = self._key("MediaKey", "Encrypts uploads of Heliograph")
+        self.media = self._bucket("Media", self.media_key, cors=self._cors(), lifecycle_rules=self._lifecycle())
+        self.evidence_key = self._key("EvidenceKey", "Encrypts evidence of Heliograph")
+        self.evidence = self._bucket("Evidence", self.evidence_key, object_lock_enabled=True, object_lock_default_retention=self._retention())
         self.queues = {queue.name: self._queue(queue) for function in FUNCTIONS for queue in function.routes if isinstance(queue, Queue)}
+        self.ledger = Ledger(self, deployment, network) if deployment.makes_atlas and network is not None else None
         self.secrets: dict[Resource, secretsmanager.CfnSecret] = {
             spec.resource: self._secret(spec) for spec in SECRETS if spec.resource != "origin_secret" or deployment.has_edge
         }
@@ -65,80 +73,82 @@ class State(Stack):
         if network is not None and deployment.makes_redis:
             self._add_redis(network)
 
-    def _evidence(self) -> s3.Bucket:
-        """Write-once: a version cannot be deleted or overwritten while its retention runs."""
-        own = self._deployment.own
-        days = Duration.days(int(own["evidence_days"]))
-        retention = s3.ObjectLockRetention.compliance(days) if own["evidence_lock"] == "compliance" else s3.ObjectLockRetention.governance(days)
+    def memory_alarm(self, scope: Construct) -> cloudwatch.Alarm | None:
+        """Rings while the session store is fuller than FULL_AT of its maximum. Made in the scope of who tells people; None where the store is not ours."""
+        if not self.redis_cache:
+            return None
+        used = cloudwatch.Metric(
+            namespace="AWS/ElastiCache",
+            metric_name="BytesUsedForCache",
+            dimensions_map={"clusterId": self.redis_cache},
+            statistic="Maximum",
+            period=Duration.minutes(5),
+        )
+        return cloudwatch.Alarm(
+            scope,
+            "SessionStoreFull",
+            metric=used,
+            threshold=round(self._deployment.number("redis_max_gb") * 1e9 * FULL_AT),
+            evaluation_periods=2,
+            treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
+            alarm_description=f"The session store holds more than {FULL_AT:.0%} of redis_max_gb; when it is full it evicts tickets, locks and presence.",
+        )
+
+    def _key(self, name: str, description: str) -> kms.Key:
+        return kms.Key(self, name, description=description, enable_key_rotation=True, removal_policy=RemovalPolicy.RETAIN)
+
+    def _access_log_bucket(self) -> s3.Bucket:
+        bucket = s3.Bucket(
+            self,
+            "AccessLog",
+            encryption=s3.BucketEncryption.S3_MANAGED,  # S3 writes access logs to no bucket that encrypts with a key of KMS
+            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
+            object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,
+            enforce_ssl=True,
+            minimum_tls_version=1.2,
+            lifecycle_rules=[s3.LifecycleRule(expiration=Duration.days(self._deployment.number("log_days")))],
+            removal_policy=RemovalPolicy.RETAIN,
+        )
+        acknowledge(bucket, "AwsSolutions-S1", "This bucket holds the access logs of the others; a log of its own would grow by itself.")
+        return bucket
+
+    def _bucket(self, name: str, key: kms.Key, **more: Any) -> s3.Bucket:
+        """Encrypted, private, versioned, kept, and with a log of who asked for what."""
         return s3.Bucket(
             self,
-            "Evidence",
+            name,
             encryption=s3.BucketEncryption.KMS,
-            encryption_key=self.evidence_key,
+            encryption_key=key,
             bucket_key_enabled=True,
             block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
             object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,
             enforce_ssl=True,
             minimum_tls_version=1.2,
             versioned=True,
-            object_lock_enabled=True,
-            object_lock_default_retention=retention,
+            server_access_logs_bucket=self._access_log,
+            server_access_logs_prefix=f"{name.lower()}/",
             removal_policy=RemovalPolicy.RETAIN,
+            **more,
         )
 
-    def _add_redis(self, network: Network) -> None:
-        """ElastiCache Serverless for Valkey: TLS always, users by IAM only. The names are fixed, because a token is signed for them."""
-        name = f"heliograph-{self._stage}"
-        user = elasticache.CfnUser(
-            self,
-            "RedisUser",
-            engine="valkey",
-            user_id=name,
-            user_name=name,
-            access_string=ACCESS,
-            authentication_mode={"Type": "iam"},
-        )
-        group = elasticache.CfnUserGroup(self, "RedisUsers", engine="valkey", user_group_id=name, user_ids=[user.ref])
-        maximum = elasticache.CfnServerlessCache.DataStorageProperty(maximum=self._deployment.number("redis_max_gb"), unit="GB")
-        cache = elasticache.CfnServerlessCache(
-            self,
-            "Redis",
-            engine="valkey",
-            major_engine_version="8",
-            serverless_cache_name=name,
-            description="Sessions, presence and rooms of Heliograph; MongoDB has the truth",
-            subnet_ids=network.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS).subnet_ids,
-            security_group_ids=[network.cache_group.security_group_id],
-            user_group_id=group.ref,
-            cache_usage_limits=elasticache.CfnServerlessCache.CacheUsageLimitsProperty(data_storage=maximum),
-        )
-        self.redis_url = f"rediss://{cache.attr_endpoint_address}:{cache.attr_endpoint_port}"
-        self.redis_user = self.redis_cache = name
-        self.redis_connect_arns = [
-            self.format_arn(service="elasticache", resource=kind, resource_name=name, arn_format=ArnFormat.COLON_RESOURCE_NAME)
-            for kind in ("serverlesscache", "user")
-        ]
+    def _cors(self) -> list[s3.CorsRule] | None:
+        if not self._deployment.allow_origins:
+            return None
+        methods, origins = [s3.HttpMethods.GET, s3.HttpMethods.PUT], list(self._deployment.allow_origins)
+        return [s3.CorsRule(allowed_methods=methods, allowed_origins=origins, allowed_headers=["*"], max_age=300)]
 
-    def _bucket(self, allow_origins: tuple[str, ...]) -> s3.Bucket:
-        cors = s3.CorsRule(allowed_methods=[s3.HttpMethods.GET, s3.HttpMethods.PUT], allowed_origins=list(allow_origins), allowed_headers=["*"], max_age=300)
-        return s3.Bucket(
-            self,
-            "Media",
-            encryption=s3.BucketEncryption.KMS,
-            encryption_key=self.media_key,
-            bucket_key_enabled=True,
-            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
-            object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,
-            enforce_ssl=True,
-            minimum_tls_version=1.2,
-            versioned=True,
-            cors=[cors] if allow_origins else None,
-            lifecycle_rules=[s3.LifecycleRule(abort_incomplete_multipart_upload_after=Duration.days(1), noncurrent_version_expiration=Duration.days(30))],
-            removal_policy=RemovalPolicy.RETAIN,
-        )
+    def _lifecycle(self) -> list[s3.LifecycleRule]:
+        return [s3.LifecycleRule(abort_incomplete_multipart_upload_after=Duration.days(1), noncurrent_version_expiration=Duration.days(30))]
+
+    def _retention(self) -> s3.ObjectLockRetention:
+        """Write-once: no version is overwritten or deleted before its day."""
+        days = Duration.days(self._deployment.number("evidence_days"))
+        is_strict = self._deployment.own["evidence_lock"] == "compliance"
+        return s3.ObjectLockRetention.compliance(days) if is_strict else s3.ObjectLockRetention.governance(days)
 
     def _queue(self, queue: Queue) -> sqs.Queue:
         dead = sqs.Queue(self, f"{queue.name}-dead", retention_period=DEAD_LETTERS_KEPT, enforce_ssl=True, encryption=sqs.QueueEncryption.SQS_MANAGED)
+        acknowledge(dead, "Serverless-SQSRedrivePolicy", "This is where messages end that could not be handled; an alarm watches it, `redrive` empties it.")
         return sqs.Queue(
             self,
             queue.name,
@@ -160,6 +170,34 @@ class State(Stack):
             name=f"heliograph/{self._stage}/{spec.name}",
             description=spec.form,
             generate_secret_string=generated if spec.generated else None,
+            secret_string=self.ledger.secret_string if self.ledger is not None and spec.resource == "mongo_uri" else None,
         )
         secret.cfn_options.deletion_policy = secret.cfn_options.update_replace_policy = CfnDeletionPolicy.RETAIN
+        reason = "Its issuer rotates it (MongoDB, Google), or heliograph-admin does: relays, functions and CloudFront must know both values for a while."
+        acknowledge(secret, "AwsSolutions-SMG4", reason)
         return secret
+
+    def _add_redis(self, network: Network) -> None:
+        """ElastiCache Serverless for Valkey: TLS always, one user who signs in by IAM. The names are chosen here, because a token is signed for them."""
+        name = f"heliograph-{self._stage}"
+        user = elasticache.CfnUser(self, "RedisUser", engine="valkey", user_id=name, user_name=name, access_string=ACCESS, authentication_mode={"Type": "iam"})
+        group = elasticache.CfnUserGroup(self, "RedisUsers", engine="valkey", user_group_id=name, user_ids=[user.ref])
+        maximum = elasticache.CfnServerlessCache.DataStorageProperty(maximum=self._deployment.number("redis_max_gb"), unit="GB")
+        cache = elasticache.CfnServerlessCache(
+            self,
+            "Redis",
+            engine="valkey",
+            major_engine_version="8",
+            serverless_cache_name=name,
+            description="Sessions, presence and rooms of Heliograph: MongoDB has the truth",
+            subnet_ids=network.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS).subnet_ids,
+            security_group_ids=[network.cache_group.security_group_id],
+            user_group_id=group.ref,
+            cache_usage_limits=elasticache.CfnServerlessCache.CacheUsageLimitsProperty(data_storage=maximum),
+        )
+        self.redis_url = f"rediss://{cache.attr_endpoint_address}:{cache.attr_endpoint_port}"
+        self.redis_user = self.redis_cache = name
+        self.redis_connect_arns = [self._elasticache_arn(kind, name) for kind in ("serverlesscache", "user")]
+
+    def _elasticache_arn(self, kind: str, name: str) -> str:
+        return self.format_arn(service="elasticache", resource=kind, resource_name=name, arn_format=ArnFormat.COLON_RESOURCE_NAME)

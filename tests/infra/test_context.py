@@ -69,12 +69,6 @@ def test_zones_are_a_number_or_names() -> None:
     assert named.zones == ("us-east-1a", "us-east-1b")
 
 
-def test_reserved_concurrency_is_read_by_function() -> None:
-    deployment = context.read({"heliograph:stage": "test", "heliograph:reserved_concurrency": "signal=50, authorizer=20"})
-    assert deployment.reserved == {"signal": 50, "authorizer": 20}
-    assert context.read({"heliograph:stage": "test"}).reserved == {}
-
-
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
@@ -112,9 +106,6 @@ def test_reserved_concurrency_is_read_by_function() -> None:
         ("atlas_project_id", "mine", "heliograph:atlas_project_id must be 24 hexadecimal digits"),
         ("atlas_instance", "M0", "heliograph:atlas_instance must be a dedicated size such as M10"),
         ("redis_max_gb", "2", "heliograph:redis_max_gb has an effect only with vpc=true and without redis_url"),
-        ("reserved_concurrency", "signals=5", r"there is no function signals \(did you mean signal\?\)"),
-        ("reserved_concurrency", "signal=many", "heliograph:reserved_concurrency must be name=number"),
-        ("reserved_concurrency", "signal", "heliograph:reserved_concurrency must be name=number"),
         ("allow_origins", "*", "heliograph:allow_origins must be origins such as"),
         ("allow_origins", "https://app.example.com/", "heliograph:allow_origins must be origins such as"),
         ("alarm_email", "me", "heliograph:alarm_email must be an e-mail address"),
