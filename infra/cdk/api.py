@@ -226,7 +226,7 @@ class Api(Stack):
         statements = [iam.PolicyStatement(actions=list(actions), resources=[resource]) for resource, actions in wanted.items()]
         statements.append(iam.PolicyStatement(actions=list(_TRACING), resources=["*"]))
         if is_inside:
-            statements += _of_network_interfaces()
+            statements += of_network_interfaces()
         policy = iam.PolicyDocument(statements=statements)
         principal = iam.ServicePrincipal("lambda.amazonaws.com")
         role = iam.Role(self, f"{function.name}-role", assumed_by=principal, description=function.summary, inline_policies={"rights": policy})
@@ -312,7 +312,7 @@ class Api(Stack):
         plain.access_log_settings = gateway.CfnStage.AccessLogSettingsProperty(destination_arn=log_group.log_group_arn, format=line)
 
 
-def _of_network_interfaces() -> list[iam.PolicyStatement]:
+def of_network_interfaces() -> list[iam.PolicyStatement]:
     """Lambda makes interfaces with the function's role; the function's code must not (Lambda developer guide, "Giving Lambda functions access to a VPC")."""
     from_code = {"Null": {"lambda:SourceFunctionArn": "false"}}
     return [
