@@ -30,7 +30,7 @@ MIGRATION_S = 3600.0
 """How long `migrate` waits in all: an index of a large collection takes its time."""
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="heliograph-admin", description="Operate a deployment of Heliograph.")
     parser.add_argument("--mongodb-secret", help="Secrets Manager id of {uri}; without it HELIOGRAPH_MONGODB_URI is read")
     parser.add_argument("--database", default="heliograph")
@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     redrive = commands.add_parser("redrive", help="put the messages of a dead-letter queue back into the queue they came from")
     redrive.add_argument("--dead-letter-queue-url", required=True)
     redrive.add_argument("--queue-url", required=True)
-    return parser.parse_args(argv)
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -148,7 +148,7 @@ def _print(answer: dict[str, Any]) -> int:
 
 def main() -> int:
     """The console script."""
-    return run(parse(sys.argv[1:]))
+    return run(command_line().parse_args())
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ def test_it_runs_again_when_the_table_changed_and_only_then(resources: dict[str,
     assert set(asked) == {"ServiceToken", "ServiceTimeout", "SecretId", "Database", "Table"}
 
 
+def test_its_name_is_the_one_that_the_operations_page_skips(resources: dict[str, Any]) -> None:
+    assert resources["Ledger"]["Type"] == "Custom::HeliographMigration"
+    assert "--stack-name heliograph-prod-migration --resources-to-skip Ledger" in (ROOT / "docs/operations.md").read_text()
+
+
 def test_cloudformation_waits_longer_than_the_function_may_take(resources: dict[str, Any]) -> None:
     function, asked = one(resources, "AWS::Lambda::Function"), one(resources, "Custom::HeliographMigration")
     assert function["Timeout"] == 900
