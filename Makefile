@@ -2,16 +2,17 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
+PYTHONS ?= 3.12 3.13
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 export PATH := $(PATH):$(CURDIR)/$(BIN)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup run check format unit test e2e bench synth clean
+.PHONY: help setup run check format unit test test-pythons e2e bench synth lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(STAMP)/python: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@echo "== setting up $(VENV): about a minute the first time"
@@ -60,6 +61,17 @@ test: $(STAMP)/python $(STAMP)/infra $(STAMP)/system $(STAMP)/web  ## every test
 	@cd clients/web && npm test --silent
 	@$(BIN)/pytest tests/unit tests/contract tests/integration tests/infra tests/performance
 
+test-pythons: $(PYTHONS:%=test-python-%)  ## unit and contract tests on each of PYTHONS (3.12 3.13) that this machine has
+
+test-python-%:
+	@found=; for python in python$* $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$*.*/bin/python; do \
+		if "$$python" -c '' 2> /dev/null; then found=$$python; break; fi; done; \
+	if [ -z "$$found" ]; then echo "== Python $*: skipped, because neither PATH nor pyenv has it"; exit 0; fi; \
+	echo "== Python $*: $$("$$found" --version)"; \
+	test -x build/pythons/$*/bin/python || "$$found" -m venv build/pythons/$*; \
+	build/pythons/$*/bin/python -m pip install --quiet -c constraints.txt -e 'clients/python[call]' -e '.[test]'; \
+	build/pythons/$*/bin/pytest tests/unit tests/contract
+
 e2e: $(STAMP)/python $(STAMP)/system $(STAMP)/web  ## real calls: the whole product, a real browser, killed services
 	@$(BIN)/pytest tests/e2e tests/chaos
 
@@ -70,6 +82,12 @@ synth: $(STAMP)/infra  ## CloudFormation templates into build/cdk.out
 	@CDK_OUTDIR=build/cdk.out $(BIN)/python infra/cdk/app.py -c heliograph:stage=dev -c heliograph:redis_url=rediss://redis.example.com:6379 \
 		-c heliograph:turn_urls=turn:relay.example.com:3478
 	@echo "templates in build/cdk.out; infra/cdk/README.md says how to deploy them"
+
+lock: $(STAMP)/python  ## infra/cdk/functions.lock from constraints.txt: what ships in the functions' layers, with hashes
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile pyproject.toml --extra functions --constraints constraints.txt --quiet --output-file infra/cdk/functions.lock \
+		--generate-hashes --only-binary :all: --python-platform aarch64-manylinux_2_28 --python-version 3.13 \
+		--annotation-style line --custom-compile-command 'make lock' > /dev/null
 
 clean:  ## forget what was built; .local (the laptop's data) stays
 	@rm -rf build clients/web/dist clients/web/node_modules $(STAMP)/web

@@ -72,6 +72,14 @@ def _post(url: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
         raise
 
 
+def hang_up() -> None:
+    """Drops the thread's kept connections: the next call opens its own."""
+    kept: dict[str, http.client.HTTPConnection] = _kept.__dict__
+    for connection in kept.values():
+        connection.close()
+    kept.clear()
+
+
 def _connection(scheme: str, netloc: str) -> http.client.HTTPConnection:
     """Connects at its first request, and anew after `close`."""
     if scheme == "https":

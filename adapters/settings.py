@@ -134,6 +134,16 @@ def _container() -> ContainerCredentials | None:
     return of_container(os.environ)
 
 
+def forget_credentials() -> None:
+    """Asks the container for its keys anew: those of a process that slept may have ended, or be another's."""
+    _container.cache_clear()
+
+
+def lambda_handler() -> str:
+    """The handler string of the Lambda function that this process is; empty elsewhere."""
+    return os.environ.get("_HANDLER", "")
+
+
 def aws_region() -> str:
     return _from_aws("AWS_REGION")
 

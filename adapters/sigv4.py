@@ -66,7 +66,7 @@ def sign(method: str, url: str, headers: Mapping[str, str], body: bytes, *, cred
 
 
 def presign(url: str, *, credentials: Credentials, region: str, service: str, expires_s: int, now: float) -> str:
-    """The URL with a signature in its query: whoever has it may GET it for `expires_s` seconds. Only the host is signed beside it; not for S3, which signs other paths."""
+    """The URL with a signature in its query: whoever has it may GET it for `expires_s` seconds. Not for S3, which signs paths and bodies in another way."""
     parts = urlsplit(url)
     stamp = timestamp(now)
     scope = scope_of(stamp, region, service)

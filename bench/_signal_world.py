@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from adapters import migrations_mongo, mongo_client, secrets_aws
 from adapters import settings as settings_module
-from functions import perform, wiring
+from functions import wiring
 from heliograph.auth import ACCESS_TOKEN_S, SCOPES, Identity
 from heliograph.limits import LIMITS
 from local import service_mongo, service_redis
@@ -192,16 +192,14 @@ def as_function(made: World) -> Iterator[None]:
         _forget()
         yield
     finally:
-        if wiring.outbox.cache_info().currsize:
-            wiring.outbox().close()
         os.environ.clear()
         os.environ.update(before)
         _forget()
 
 
 def _forget() -> None:
+    wiring.forget()
     secrets_aws.forget()
-    for module in (settings_module, wiring, perform):
-        for value in vars(module).values():
-            if hasattr(value, "cache_clear") and value is not wiring.logger:
-                value.cache_clear()
+    for value in vars(settings_module).values():
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()

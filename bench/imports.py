@@ -1,7 +1,7 @@
 """What a cold start pays for imports: each function beside the usual way, which loads every SDK at the top of one module.
 
-Two figures per function, in CPU milliseconds of a fresh interpreter, median of five: importing the handler, and that with the SDKs that its first call loads
-(its rights say which). No network. Run as `python -m bench.imports`.
+Per function: importing the handler, and that with the SDKs that its first call loads (its rights say which). Each as CPU milliseconds of a fresh interpreter,
+median of five, and as the number of modules that it loads. No network. Run as `python -m bench.imports`.
 """
 
 from __future__ import annotations
@@ -58,26 +58,30 @@ def first_call(function: Function) -> list[str]:
     return [_LOGGER, *loads, *(["import adapters.idempotency_mongo"] if keeps_answers else [])]
 
 
-def cpu_ms(statements: list[str]) -> float:
-    """CPU milliseconds of these statements in a fresh interpreter, the interpreter's own start left out: the median, after one run that warms the caches."""
-    end = ("import os", "os._exit(0)")  # drivers' background threads are not waited for
-    program = "\n".join(["import time", "started = time.process_time_ns()", *statements, "print(time.process_time_ns() - started, flush=True)", *end])
-    command = [sys.executable, "-P", "-c", program]
-    found = [int(subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True).stdout) for _ in range(RUNS + 1)]
-    return statistics.median(found[1:]) / 1e6
+def cost(statements: list[str]) -> tuple[float, int]:
+    """CPU milliseconds and loaded modules of these statements in a fresh interpreter, its own start left out: medians, after one run that warms the caches."""
+    start = ("import sys, time", "before = len(sys.modules)", "started = time.process_time_ns()")
+    end = ("print(time.process_time_ns() - started, len(sys.modules) - before, flush=True)", "import os", "os._exit(0)")  # no waiting for drivers' threads
+    command = [sys.executable, "-P", "-c", "\n".join([*start, *statements, *end])]
+    runs = [subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True).stdout.split() for _ in range(RUNS + 1)]
+    return statistics.median(int(ns) for ns, _ in runs[1:]) / 1e6, int(statistics.median_low(int(modules) for _, modules in runs[1:]))
 
 
 def main() -> None:
     """Prints the table."""
-    whole_ms = cpu_ms(list(_NAIVE))
-    print("Imports of a cold start, CPU ms (fresh interpreter, median of 5); in brackets: how many times the naive module costs\n")
-    print(f"{'':16}{'import':>10}{'':9}{'with first call':>17}")
+    naive_ms, naive_modules = cost(list(_NAIVE))
+    print(f"Imports of a cold start, CPU ms (fresh interpreter, median of {RUNS}) and modules; in brackets: how many times the naive module costs\n")
+    print(f"{'':16}{'import':>8}{'':8}{'modules':>9}{'with first call':>19}{'':8}{'modules':>9}")
     for function in FUNCTIONS:
         handler = f"import {function.handler.rpartition('.')[0]}"
-        alone_ms, used_ms = cpu_ms([handler]), cpu_ms([handler, *first_call(function)])
-        print(f"{function.name:16}{alone_ms:10.0f}{f'({whole_ms / alone_ms:.0f}x)':>9}{used_ms:17.0f}{f'({whole_ms / used_ms:.1f}x)':>9}", flush=True)
-    print(f"{'naive':16}{'':19}{whole_ms:17.0f}")
+        alone, used = _columns(naive_ms, *cost([handler])), _columns(naive_ms, *cost([handler, *first_call(function)]))
+        print(f"{function.name:16}{alone}{'':11}{used}", flush=True)
+    print(f"{'naive':16}{_columns(naive_ms, naive_ms, naive_modules)}{'':11}{_columns(naive_ms, naive_ms, naive_modules)}")
     print("\nnaive: boto3 (4 clients), redis, pymongo, PyJWT, firebase-admin, Powertools Logger, Metrics and Tracer, all at the top of the module.")
+
+
+def _columns(naive_ms: float, ms: float, modules: int) -> str:
+    return f"{ms:8.0f}{f'({naive_ms / ms:.1f}x)':>8}{modules:9}"
 
 
 if __name__ == "__main__":

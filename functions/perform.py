@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 from adapters.settings import settings
@@ -13,7 +12,7 @@ from heliograph.fanout import Scope, job_of, plan
 from heliograph.push import queue_message
 
 if TYPE_CHECKING:
-    from adapters.hub_redis import Hubs
+    pass
 
 
 def perform(effects: Iterable[Effect], scope: Scope | None = None) -> set[str]:
@@ -44,14 +43,7 @@ def _hand_over(posts: Sequence[Post], scope: Scope) -> list[Post]:
     planned = plan(posts, settings().direct_recipients)
     left, is_refused = list(planned.direct), False
     for batch in planned.wide:
-        is_refused = is_refused or not _hubs().hand_over(job_of(scope, batch))
+        is_refused = is_refused or not wiring.hubs().hand_over(job_of(scope, batch))
         if is_refused:  # from here on all of it, in its order
             left += [Post(connection_id, batch.event) for connection_id in batch.connection_ids]
     return left
-
-
-@cache
-def _hubs() -> Hubs:
-    from adapters.hub_redis import Hubs
-
-    return Hubs(wiring.redis(), is_cluster=settings().redis_mode == "cluster")

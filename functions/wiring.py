@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters import secrets_aws
 from adapters.settings import aws_credentials, aws_region, now_ms, settings
+from functions import snapshots
 from heliograph.limits import Limit, overridden
 from heliograph.presence import Heartbeat
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from adapters.board_redis import Boards
     from adapters.calls_redis import Calls
     from adapters.connections_redis import Connections
+    from adapters.hub_redis import Hubs
     from adapters.identities_mongo import Identities
     from adapters.identity_firebase import FirebaseTokens
     from adapters.identity_oidc import OidcTokens
@@ -90,6 +92,13 @@ def boards() -> Boards:
     from adapters.board_redis import Boards
 
     return Boards(redis())
+
+
+@cache
+def hubs() -> Hubs:
+    from adapters.hub_redis import Hubs
+
+    return Hubs(redis(), is_cluster=settings().redis_mode == "cluster")
 
 
 @cache
@@ -248,3 +257,15 @@ def outbox() -> SyncOutbox:
     from adapters.outbox_apigateway import SyncOutbox
 
     return SyncOutbox(settings().connections_url, credentials=aws_credentials, region=aws_region())
+
+
+def forget() -> None:
+    """Every adapter is built anew when it is next asked for: what was built holds sockets. The logger has none."""
+    if outbox.cache_info().currsize:
+        outbox().close()
+    for made in list(globals().values()):
+        if hasattr(made, "cache_clear") and made is not logger:
+            made.cache_clear()
+
+
+snapshots.register(forget)

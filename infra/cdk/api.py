@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, cast
 
-from aws_cdk import CfnOutput, Duration, Environment, RemovalPolicy, Stack
+from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as gateway
 from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_apigatewayv2_integrations as integrations
@@ -25,8 +25,8 @@ from constructs import Construct
 from adapters.settings import PREFIX, Settings
 from functions.routes import FUNCTIONS, Action, Authorizer, Function, Http, Queue, Resource, Socket
 from infra.cdk import assets
-from infra.cdk.concurrency import QUEUE_CONCURRENCY, reserved
-from infra.cdk.context import Deployment
+from infra.cdk.context import PREFIX as CONTEXT
+from infra.cdk.context import ContextError, Deployment
 from infra.cdk.edge import Edge, Firewall
 from infra.cdk.nag import acknowledge
 from infra.cdk.network import Network
@@ -39,6 +39,7 @@ CORS_EXPOSED: Final = ("apigw-requestid", "retry-after")
 # An account has 10,000 requests a second in a Region, which posts to sockets share: half of them is left to the posts.
 HTTP_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=1_000, burst_limit=500)
 SOCKET_THROTTLE: Final = gateway.ThrottleSettings(rate_limit=4_000, burst_limit=2_000)
+QUEUE_CONCURRENCY: Final = 10
 _LOGGED: Final = ("requestId", "requestTime", "routeKey", "status", "responseLength", "integrationErrorMessage", "error.message", "authorizer.error")
 _LOGGED_HTTP: Final = ("identity.sourceIp", "responseLatency")
 _LOGGED_SOCKET: Final = ("identity.sourceIp", "connectionId", "eventType", "integrationLatency")
@@ -74,17 +75,16 @@ class Api(Stack):
         bundle: Callable[[str], Path],
         *,
         firewall: Firewall | None = None,
-        env: Environment | None = None,
     ) -> None:
         super().__init__(
             scope,
             f"heliograph-{deployment.stage}-api",
             description="Heliograph: REST and WebSocket APIs and their functions",
             cross_region_references=True if firewall else None,
-            env=env,
+            env=deployment.env,
         )
         self._deployment, self._network, self._state, self._stage = deployment, network, state, deployment.stage
-        self._reserved = reserved(deployment.own["reserved_concurrency"])
+        _check_reserved(deployment)
         self._code = lambda_.Code.from_asset(str(code))
         self._architecture = {"arm64": lambda_.Architecture.ARM_64, "x86_64": lambda_.Architecture.X86_64}[deployment.own["architecture"]]
         self._layers = {name: self._layer(name, bundle(name)) for name in assets.LAYERS} if deployment.has("bundle") and self.bundling_required else {}
@@ -161,8 +161,8 @@ class Api(Stack):
             ("mongo", "write"): (),
             ("connections", "post"): (("execute-api:ManageConnections", f"{sockets}/POST/@connections/*"),),
             ("connections", "close"): (("execute-api:ManageConnections", f"{sockets}/DELETE/@connections/*"),),
-            **{(name, "send"): (("sqs:SendMessage", queue.queue_arn),) for name, queue in self._state.queues.items()},
-            **{(name, "receive"): tuple((action, queue.queue_arn) for action in reading) for name, queue in self._state.queues.items()},
+            **{(cast(Resource, name), "send"): (("sqs:SendMessage", queue.queue_arn),) for name, queue in self._state.queues.items()},
+            **{(cast(Resource, name), "receive"): tuple((action, queue.queue_arn) for action in reading) for name, queue in self._state.queues.items()},
             ("media", "put"): (("s3:PutObject", objects),),
             ("media", "get"): (("s3:GetObject", objects), ("s3:ListBucket", bucket.bucket_arn)),  # without the second S3 answers 403 for a missing object
             ("media_key", "encrypt"): (("kms:GenerateDataKey", key),),
@@ -191,12 +191,17 @@ class Api(Stack):
             environment=self._environment | (self._network.endpoints if self._network and is_inside else {}),
             role=self._role(function, log_group, is_inside=is_inside),
             log_group=log_group,
-            reserved_concurrent_executions=self._reserved.get(function.name),
+            reserved_concurrent_executions=self._deployment.reserved.get(function.name),
             snap_start=lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS if is_waited_for and self._deployment.has("snap_start") else None,
             **(self._inside() if is_inside else {}),
         )
         # not by the convenient property: that would add a policy of its own beside the role's
         cast(lambda_.CfnFunction, made.node.default_child).tracing_config = lambda_.CfnFunction.TracingConfigProperty(mode="Active")
+        for finding in ("AwsSolutions-L1", "Serverless-LambdaLatestVersion"):
+            acknowledge(made, finding, "The layers hold wheels for Python 3.13; a newer one comes with wheels and tests for it.")
+        acknowledge(
+            made, "Serverless-LambdaDLQ", "Nobody invokes it asynchronously: a gateway waits for it, or it reads a queue that has dead letters of its own."
+        )
         return made
 
     def _alias(self, name: str, function: lambda_.Function) -> lambda_.Alias:
@@ -231,17 +236,18 @@ class Api(Stack):
 
     def _explain(self, function: Function, role: iam.Role, *, is_inside: bool) -> None:
         rights = {(right.resource, right.action) for right in function.rights}
-        why = "X-Ray has no resources to name." + (
-            " Nor has EC2 for an interface that is not there yet; the function's own code is denied it." if is_inside else ""
+        why = "X-Ray has no resources to name" + (
+            ", nor has EC2 for an interface that is not there yet: the function's own code is denied it." if is_inside else "."
         )
         acknowledge(role, "AwsSolutions-IAM5[Resource::*]", why)
-        for action in ("POST", "DELETE"):
-            if ("connections", "post" if action == "POST" else "close") in rights:
-                sockets = self.resolve(self.format_arn(service="execute-api", resource=self.socket.api_id, resource_name=self._stage))
-                acknowledge(role, f"AwsSolutions-IAM5[Resource::{_said(sockets)}/{action}/@connections/*]", "Ids of connections are known at run time only.")
+        acknowledge(role, "Serverless-LambdaStarPermissions", why)
+        sockets = _said(self.resolve(self.format_arn(service="execute-api", resource=self.socket.api_id, resource_name=self._stage)))
+        for action, method in (("post", "POST"), ("close", "DELETE")):
+            if ("connections", action) in rights:
+                acknowledge(role, f"AwsSolutions-IAM5[Resource::{sockets}/{method}/@connections/*]", "Ids of connections are known at run time only.")
         if rights & {("media", "put"), ("media", "get")}:
-            objects = self.resolve(self._state.media.arn_for_objects("*"))
-            acknowledge(role, f"AwsSolutions-IAM5[Resource::{_said(objects)}]", "Names of objects are known at run time only.")
+            bucket = _said(self.resolve(self._state.export_value(self._state.media.bucket_arn)))
+            acknowledge(role, f"AwsSolutions-IAM5[Resource::{bucket}/*]", "Names of objects are known at run time only.")
 
     def _add_routes(self) -> None:
         guards = {route.identity_header: function for function in FUNCTIONS for route in function.routes if isinstance(route, Authorizer)}
@@ -262,10 +268,14 @@ class Api(Stack):
             match route:
                 case Http():
                     guard = bearer if route.scope is not None else None
-                    self.http.add_routes(path=route.path, methods=[gateway.HttpMethod[route.method]], integration=on_http, authorizer=guard)
+                    (made,) = self.http.add_routes(path=route.path, methods=[gateway.HttpMethod[route.method]], integration=on_http, authorizer=guard)
+                    if guard is None:
+                        acknowledge(made, "AwsSolutions-APIG4", "A public route: it is where somebody signs in, or a document that is no secret.")
                 case Socket():
                     entry = ticket if route.key == "$connect" else None  # the decision holds for the life of the socket
-                    self.socket.add_route(route.key, integration=on_socket, authorizer=entry, return_response=route.answers)
+                    opened = self.socket.add_route(route.key, integration=on_socket, authorizer=entry, return_response=route.answers)
+                    if entry is None:
+                        acknowledge(opened, "AwsSolutions-APIG4", "API Gateway knows authorizers on $connect alone; the function looks at each frame.")
                 case Queue():
                     self._consume(target, route)
                 case Authorizer():
@@ -275,7 +285,7 @@ class Api(Stack):
 
     def _consume(self, target: lambda_.IFunction, queue: Queue) -> None:
         """Not the convenient event source: it would grant rights that the table does not know."""
-        lambda_.EventSourceMapping(
+        source = lambda_.EventSourceMapping(
             self,
             f"{queue.name}-source",
             target=target,
@@ -284,11 +294,15 @@ class Api(Stack):
             report_batch_item_failures=True,
             max_concurrency=QUEUE_CONCURRENCY,
         )
+        acknowledge(source, "Serverless-LambdaEventSourceMappingDestination", "A queue's failures go to its own dead-letter queue.")
 
     def _add_stages(self) -> None:
-        common = {"auto_deploy": True, "detailed_metrics_enabled": True}
-        self.http_stage = gateway.HttpStage(self, "HttpStage", http_api=self.http, stage_name="$default", throttle=HTTP_THROTTLE, **common)
-        self.socket_stage = gateway.WebSocketStage(self, "SocketStage", web_socket_api=self.socket, stage_name=self._stage, throttle=SOCKET_THROTTLE, **common)
+        self.http_stage = gateway.HttpStage(
+            self, "HttpStage", http_api=self.http, stage_name="$default", throttle=HTTP_THROTTLE, auto_deploy=True, detailed_metrics_enabled=True
+        )
+        self.socket_stage = gateway.WebSocketStage(
+            self, "SocketStage", web_socket_api=self.socket, stage_name=self._stage, throttle=SOCKET_THROTTLE, auto_deploy=True, detailed_metrics_enabled=True
+        )
         self._log_access(self.http_stage, "http-access", _LOGGED_HTTP)
         self._log_access(self.socket_stage, "socket-access", _LOGGED_SOCKET)
 
@@ -299,8 +313,18 @@ class Api(Stack):
         plain.access_log_settings = gateway.CfnStage.AccessLogSettingsProperty(destination_arn=log_group.log_group_arn, format=line)
 
 
+def _check_reserved(deployment: Deployment) -> None:
+    """Below what its queue sends it, a function turns messages away, and they are dead letters before anybody looked at them (Lambda developer guide, SQS)."""
+    for function in FUNCTIONS:
+        number = deployment.reserved.get(function.name, QUEUE_CONCURRENCY)
+        if any(isinstance(route, Queue) for route in function.routes) and number < QUEUE_CONCURRENCY:
+            raise ContextError(
+                f"{CONTEXT}reserved_concurrency: {function.name} consumes a queue, which sends {QUEUE_CONCURRENCY} batches at once: reserve that many, or none."
+            )
+
+
 def _of_network_interfaces() -> list[iam.PolicyStatement]:
-    """Lambda makes interfaces with the function's role; the function's own code must not (Lambda developer guide, "Giving Lambda functions access to a VPC")."""
+    """Lambda makes interfaces with the function's role; the function's code must not (Lambda developer guide, "Giving Lambda functions access to a VPC")."""
     from_code = {"Null": {"lambda:SourceFunctionArn": "false"}}
     return [
         iam.PolicyStatement(actions=list(_IN_VPC), resources=["*"]),
@@ -309,11 +333,13 @@ def _of_network_interfaces() -> list[iam.PolicyStatement]:
 
 
 def _said(value: Any) -> str:
-    """A resolved value as cdk-nag writes it: references in angle brackets."""
+    """A resolved value as cdk-nag writes it: references in angle brackets, imports by their name."""
     if isinstance(value, str):
         return value
     if "Fn::Join" in value:
         separator, parts = value["Fn::Join"]
         return str(separator).join(_said(part) for part in parts)
     ((kind, target),) = value.items()
+    if kind == "Fn::ImportValue":
+        return str(target)
     return f"<{'.'.join(target) if kind == 'Fn::GetAtt' else target}>"

@@ -35,16 +35,17 @@ def main() -> None:
     chosen = {"@aws-cdk/core:defaultCrossStackReferences": "strong"}  # here and not in cdk.json: a synth without the CLI must give the same templates
     app = App(outdir=os.environ.get("CDK_OUTDIR") or str(ROOT / "build/cdk.out"), context=chosen, analytics_reporting=False, tree_metadata=False)
     deployment = context.read({**app.node.get_all_context(), **given})
+    if not deployment.region and (region := os.environ.get("CDK_DEFAULT_REGION")):  # the CLI says where the stacks will go
+        context.check_region(region)
     with tempfile.TemporaryDirectory() as folder:
-        region = context.region(deployment, os.environ)
-        env = Environment(region=region) if region else None
+        env = Environment(region=deployment.region) if deployment.region else None
         network = Network(app, deployment, env=env) if deployment.has("vpc") else None
         state = State(app, deployment, network, env=env)
         firewall = Firewall(app, deployment) if deployment.own["edge"] == "cloudfront-waf" else None
         code, architecture = assets.stage_code(Path(folder)), deployment.own["architecture"]
-        api = Api(app, deployment, network, state, code, lambda layer: assets.bundle_layer(layer, architecture), firewall=firewall, env=env)
-        media = Media(app, deployment, network, state, api, env=env) if network is not None and deployment.makes_media else None
-        Watch(app, deployment, network, state, api, media, env=env)
+        api = Api(app, deployment, network, state, code, lambda layer: assets.bundle_layer(layer, architecture), firewall=firewall)
+        media = Media(app, deployment, network, state, api) if network is not None and deployment.makes_media else None
+        Watch(app, deployment, network, state, api, media)
         assembly = app.synth()
     if "CDK_CLI_VERSION" not in os.environ:  # the CLI has its own words
         print(f"{assembly.directory}: {', '.join(stack.template_file for stack in assembly.stacks)}")

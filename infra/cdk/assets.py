@@ -92,15 +92,15 @@ def zipped(folder: Path) -> bytes:
 
 
 @cache
-def locked() -> dict[str, Locked]:
-    """The lock file: distribution -> what it says."""
-    text = LOCK.read_text()
+def locked(lock: Path = LOCK) -> dict[str, Locked]:
+    """The lock file: distribution -> what it says. AssetError where a line has no hash or nobody who requires it."""
+    text = lock.read_text()
     found = {
         entry["name"]: Locked(entry["version"], f"{entry['name']}=={entry['version']} {entry['hashes']}\n", frozenset(entry["via"].split(", ")))
         for entry in _ENTRY.finditer(text)
     }
     if len(found) != len(re.findall(r"^[a-z0-9]", text, re.MULTILINE)):
-        raise AssetError(f"{LOCK.name} has a line that is not `name==version` with hashes and the packages that require it: write it with `make lock`.")
+        raise AssetError(f"{lock.name} has a line that is not `name==version` with hashes and the packages that require it: write it with `make lock`.")
     return found
 
 
@@ -114,10 +114,10 @@ def distributions(layer: str) -> tuple[str, ...]:
     return tuple(name for name in _closure(LAYERS[layer].values()) if name not in before)
 
 
-def layers_of(handler: str) -> tuple[str, ...]:
+def layers_of(handler: str, root: Path = ROOT) -> tuple[str, ...]:
     """The layers that this handler string needs, with those that these need. AssetError where it imports what no layer has."""
     needed: set[str] = set()
-    for package in reached_by(handler).packages - IN_THE_RUNTIME.keys():
+    for package in reached_by(handler, root).packages - IN_THE_RUNTIME.keys():
         roots = [names[package] for names in LAYERS.values() if package in names]
         if not roots:
             raise AssetError(f"{handler} imports {package}, which is in no layer: add it to LAYERS in infra/cdk/{Path(__file__).name}.")

@@ -6,7 +6,7 @@ Standard library only. A setting of the functions that no stack can work out is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from typing import Final
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from adapters.settings import PREFIX as ENVIRONMENT
 from adapters.settings import Settings, SettingsError, load
+from functions.routes import FUNCTIONS
 
 PREFIX: Final = "heliograph:"
 DYNAMIC: Final = "{{resolve:secretsmanager:"
@@ -52,46 +53,68 @@ class Choice:
     doc: str
     one_of: tuple[str, ...] = ()
     whole: bool = False
+    needs: str = ""  # what must be made for this choice to have an effect: a key of _MADE_WHEN
 
     def default(self, preset: str) -> str:
         return {"dev": self.dev, "prod": self.prod, "prod-multi-az": self.prod_multi_az}[preset]
 
 
-def _same(value: str, doc: str, one_of: tuple[str, ...] = ()) -> Choice:
-    return Choice(value, value, value, doc, one_of)
+def _same(value: str, doc: str, one_of: tuple[str, ...] = (), needs: str = "") -> Choice:
+    return Choice(value, value, value, doc, one_of, needs=needs)
 
 
 OWN: Final = {
+    "region": _same("", "Region of the stacks; empty takes the one of the command line's profile. `cloudfront-waf` and `atlas` must know it at synthesis."),
     "allow_origins": _same("", "Comma-separated origins of web clients, for CORS of the REST API and of the media bucket; empty for none."),
     "bundle": _same("false", "`true` adds the dependencies of the functions as layers (pip, from the network); `cdk.json` sets it.", BOOLEANS),
     "architecture": _same("arm64", "Processor of functions and relays.", ("arm64", "x86_64")),
     "vpc": _same("true", "`false` makes no network: the functions run outside a VPC, `redis_url` is required and there is no media fleet.", BOOLEANS),
-    "availability_zones": Choice("2", "2", "3", "In how many Availability Zones the network lies (2 or 3).", ("2", "3")),
+    "availability_zones": Choice(
+        "2",
+        "2",
+        "3",
+        "In how many Availability Zones the network lies (2 or 3), or their names, comma-separated: ElastiCache is not in every zone.",
+        needs="vpc",
+    ),
     "egress": Choice(
         "ipv6",
         "nat-gateway",
         "nat-gateway",
-        "How functions in the VPC reach the internet: `ipv6` costs nothing and reaches only what has an IPv6 address (AWS and FCM do, Atlas does not); "
-        "`nat-instance` is one small machine; `nat-gateway` is one per zone in prod-multi-az, else one.",
+        "How functions in the VPC reach the internet: `ipv6` costs nothing and reaches only what has an IPv6 address (AWS and FCM do, Atlas without "
+        "PrivateLink does not); `nat-instance` is one small machine; `nat-gateway` is one per zone in prod-multi-az, else one.",
         ("ipv6", "nat-instance", "nat-gateway"),
+        needs="vpc",
     ),
     "redis_max_gb": Choice(
-        "1", "5", "20", "Maximum of ElastiCache Serverless in GB: an alarm rings at 60 %, because a full cache evicts keys with a TTL first.", whole=True
+        "1",
+        "5",
+        "20",
+        "Maximum of ElastiCache Serverless in GB: an alarm rings at 60 %, because a full cache evicts keys with a TTL first.",
+        whole=True,
+        needs="redis",
     ),
     "evidence_lock": Choice(
         "governance",
         "compliance",
         "compliance",
-        "Object Lock of evidence: `compliance` binds everybody until its day, the account's root too; `governance` lets those with a right of their own delete.",
+        "Object Lock of evidence: `compliance` binds everybody until its day, the root user too; `governance` lets those with a right of their own delete.",
         ("governance", "compliance"),
     ),
     "evidence_days": Choice("1", "365", "365", "How long a piece of evidence cannot be deleted, in days.", whole=True),
-    "mongodb": _same("secret", "`secret`: the ledger's URI is put into a secret by hand; `atlas`: MongoDB Atlas resources are made.", ("secret", "atlas")),
-    "atlas_project_id": _same("", "Project of MongoDB Atlas; needed by `mongodb=atlas`."),
-    "atlas_profile": _same("default", "Secret profile of the Atlas resource types in CloudFormation."),
+    "mongodb": _same(
+        "secret",
+        "`secret`: the ledger's URI is put into a secret by hand; `atlas`: a cluster of MongoDB Atlas with a PrivateLink endpoint is made.",
+        ("secret", "atlas"),
+    ),
+    "atlas_project_id": _same("", "Project of MongoDB Atlas: 24 hexadecimal digits.", needs="atlas"),
+    "atlas_profile": _same(
+        "default", "Secret profile of the Atlas resource types: the secret `cfn/atlas/profile/<profile>` holds the API keys.", needs="atlas"
+    ),
+    "atlas_instance": Choice("M10", "M30", "M30", "Size of the Atlas cluster's three nodes; M10 is the least that has PrivateLink.", needs="atlas"),
     "edge": Choice("cloudfront", "cloudfront-waf", "cloudfront-waf", "What stands before the APIs.", ("none", "cloudfront", "cloudfront-waf")),
-    "region": _same("", "AWS Region of the stacks; empty for the one of the command line. A firewall needs it, because it stands in us-east-1."),
-    "origin_secret_version": _same("", "Version id of the secret that CloudFront adds to requests, as `rotate-secret` prints it; empty for the current one."),
+    "origin_secret_version": _same(
+        "", "Version id of the secret that CloudFront adds to requests, as `rotate-secret` prints it; empty for the current one.", needs="edge"
+    ),
     "snap_start": Choice("false", "true", "true", "SnapStart of the functions that a person waits for.", BOOLEANS),
     "reserved_concurrency": _same("", "Reserved concurrency of functions, `name=number`, comma-separated; empty for none (a new account has 10 in all)."),
     "media": _same("ec2", "Where the media fleet runs; `fargate` has no host network, so one relay a task.", ("none", "ec2", "fargate")),
@@ -101,18 +124,46 @@ OWN: Final = {
         "load-balancer",
         "`address`: clients are told the fixed addresses of a fleet of fixed size; `load-balancer`: a Network Load Balancer before a fleet that grows.",
         ("address", "load-balancer"),
+        needs="media",
     ),
-    "relay_instance": Choice("t4g.micro", "c7gn.medium", "c7gn.large", "EC2 instance type of a relay."),
-    "relay_min": Choice("1", "2", "3", "Least number of relays.", whole=True),
-    "relay_max": Choice("1", "6", "12", "Most relays; with `relay_entry=address` the same as `relay_min`.", whole=True),
-    "image_uri": _same("", "Image of the media fleet that is there already; empty builds it with CodeBuild."),
+    "relay_instance": Choice("t4g.micro", "c7gn.medium", "c7gn.large", "EC2 instance type of a relay.", needs="ec2"),
+    "relay_min": Choice("1", "2", "3", "Least number of relays.", whole=True, needs="media"),
+    "relay_max": Choice("1", "6", "12", "Most relays; with `relay_entry=address` the same as `relay_min`.", whole=True, needs="media"),
+    "image_uri": _same("", "Image of the media fleet that is there already; empty builds it with CodeBuild.", needs="media"),
     "alarm_email": _same("", "Who gets the alarms; empty makes the topic without a subscriber."),
     "monthly_budget_usd": Choice("30", "500", "1500", "The budget whose forecast raises an alarm, USD a month.", whole=True),
     "log_days": Choice("7", "30", "90", "How long logs are kept, in days.", ("1", "3", "5", "7", "14", "30", "60", "90", "180", "365")),
 }
-_REGION: Final = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
-_VERSION: Final = re.compile(r"[A-Za-z0-9-]{32,64}")
-_STAGE: Final = re.compile(r"[a-z][a-z0-9-]{0,19}")
+# Every commercial Region that has ElastiCache (botocore 1.44.5, endpoints of `elasticache` in the partition `aws`).
+_REGIONS: Final = """
+    af-south-1 ap-east-1 ap-east-2 ap-northeast-1 ap-northeast-2 ap-northeast-3 ap-south-1 ap-south-2 ap-southeast-1 ap-southeast-2 ap-southeast-3
+    ap-southeast-4 ap-southeast-5 ap-southeast-6 ap-southeast-7 ca-central-1 ca-west-1 eu-central-1 eu-central-2 eu-north-1 eu-south-1 eu-south-2 eu-west-1
+    eu-west-2 eu-west-3 il-central-1 me-central-1 me-south-1 mx-central-1 sa-east-1 us-east-1 us-east-2 us-west-1 us-west-2
+"""
+REGIONS: Final = frozenset(_REGIONS.split())
+_STAGE: Final = re.compile(r"(?=.{1,20}$)[a-z](-?[a-z0-9])*")
+_REFERENCE: Final = re.compile(r"{{resolve:secretsmanager:[^:{}]+(:[^:{}]+)*:SecretString:[^:{}]+(:[^:{}]*){0,2}}}")
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:\d+)?")
+_INSTANCE: Final = re.compile(r"[a-z]+\d+(?P<attributes>[a-z-]*)\.[a-z0-9-]+")
+_IMAGE: Final = re.compile(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+(:[\w.-]+|@sha256:[0-9a-f]{64})?")
+_FORMS: Final = {  # what a choice must look like where it is given, in words
+    "atlas_project_id": (re.compile(r"[0-9a-f]{24}"), "24 hexadecimal digits, as Atlas shows them in the project's settings"),
+    "origin_secret_version": (re.compile(r"[A-Za-z0-9-]{32,64}"), "the version id that `python -m admin rotate-secret` printed"),
+    "atlas_profile": (re.compile(r"[\w+=,.@-]+"), "the name of a profile"),
+    "atlas_instance": (re.compile(r"M[1-9]\d+"), "a dedicated size such as M10: smaller ones have no PrivateLink"),
+    "alarm_email": (re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+"), "an e-mail address"),
+    "relay_instance": (_INSTANCE, "an EC2 instance type such as t4g.micro"),
+    "image_uri": (_IMAGE, "the name of an image with its registry, such as 123456789012.dkr.ecr.eu-west-1.amazonaws.com/heliograph:1"),
+    "availability_zones": (re.compile(r"[23]|[a-z0-9-]+(\s*,\s*[a-z0-9-]+){1,2}"), "2 or 3, or the names of 2 or 3 zones"),
+}
+_MADE_WHEN: Final = {
+    "vpc": "with vpc=true",
+    "redis": "with vpc=true and without redis_url",
+    "atlas": "with mongodb=atlas",
+    "edge": "with edge=cloudfront or edge=cloudfront-waf",
+    "media": "with vpc=true and a media fleet",
+    "ec2": "with vpc=true and media=ec2",
+}
 
 
 class ContextError(SystemExit):
@@ -130,6 +181,22 @@ class Deployment:
     @property
     def stage(self) -> str:
         return self.settings["stage"]
+
+    @property
+    def region(self) -> str:
+        """The Region that was chosen; empty where the command line's profile decides."""
+        return self.own["region"]
+
+    @property
+    def env(self) -> dict[str, str] | None:
+        """The `env` of every stack but the one of the web ACL; None where the command line's profile decides."""
+        return {"region": self.region} if self.region else None
+
+    @property
+    def zones(self) -> tuple[str, ...]:
+        """Names of Availability Zones, if they were named."""
+        text = self.own["availability_zones"]
+        return () if text.isdecimal() else tuple(item.strip() for item in text.split(","))
 
     @property
     def allow_origins(self) -> tuple[str, ...]:
@@ -156,6 +223,15 @@ class Deployment:
     def makes_media(self) -> bool:
         return self.has("vpc") and self.own["media"] != "none"
 
+    @property
+    def makes_atlas(self) -> bool:
+        return self.own["mongodb"] == "atlas"
+
+    @property
+    def reserved(self) -> dict[str, int]:
+        """Reserved concurrency by function."""
+        return {name: int(number) for name, number in _pairs(self.own["reserved_concurrency"])}
+
 
 def asked() -> dict[str, str | None]:
     """Context settings that become settings of the functions: name -> default, None where there is none."""
@@ -178,56 +254,126 @@ def read(context: Mapping[str, object]) -> Deployment:
     """The deployment in this CDK context; keys without our prefix are the CDK's own. ContextError names what is wrong."""
     given = {name.removeprefix(PREFIX): _text(value) for name, value in context.items() if name.startswith(PREFIX)}
     known = asked()
+    for name in given:
+        if name != "preset" and name not in known and name not in OWN:
+            raise ContextError(_unknown(name, ["preset", *known, *OWN]))
     preset = given.pop("preset", PRESETS[0])
     if preset not in PRESETS:
-        raise ContextError(f"{PREFIX}preset must be one of {', '.join(PRESETS)}.")
-    for name in given:
-        if name not in known and name not in OWN:
-            raise ContextError(_unknown(name, ["preset", *known, *OWN]))
+        raise ContextError(f"{PREFIX}preset must be {' or '.join(PRESETS)}{_meant(preset, PRESETS)}.")
     missing = [name for name, default in known.items() if default is None and not given.get(name)]
     if missing:
         raise ContextError(f"Give the context settings {', '.join(missing)}: {' '.join(f'-c {PREFIX}{name}=<value>' for name in missing)}")
-    deployment = Deployment(
-        {name: given.get(name, default or "") for name, default in known.items()},
-        {name: given.get(name, choice.default(preset)) for name, choice in OWN.items()},
-        preset,
-    )
-    _check_own(deployment)
+    settings = {name: given.get(name, default or "") for name, default in known.items()}
+    if not settings["redis_url"] and "redis_mode" not in given:
+        settings["redis_mode"] = "cluster"  # ElastiCache Serverless is one, always
+    deployment = Deployment(settings, {name: given.get(name, choice.default(preset)) for name, choice in OWN.items()}, preset)
+    for name in OWN:
+        _check_choice(name, deployment.own[name])
+    _check_together(deployment)
+    _check_effect(deployment, given)
     _check(deployment.settings)
     return deployment
 
 
-def region(deployment: Deployment, environ: Mapping[str, str]) -> str:
-    """Where the stacks are to stand; empty where that may stay open until they are deployed. The CDK's command line knows its own."""
-    named = deployment.own["region"]
-    if deployment.own["edge"] != "cloudfront-waf":
-        return named
-    found = named or environ.get("CDK_DEFAULT_REGION", "")
-    if not found:
-        raise ContextError(f"{PREFIX}region is missing: the firewall stands in us-east-1 and must know where the APIs are; give -c {PREFIX}region=eu-west-1.")
-    return found
+def check_region(name: str) -> None:
+    """ContextError unless the stacks can be deployed in this Region."""
+    if name not in REGIONS:
+        raise ContextError(
+            f"The Region {name} has not what the stacks need{_meant(name, REGIONS)}: give -c {PREFIX}region=<a commercial Region with ElastiCache>."
+        )
 
 
-def _check_own(deployment: Deployment) -> None:
-    """Each choice by itself, then those that do not go together."""
-    for name, choice in OWN.items():
-        value = deployment.own[name]
-        if choice.one_of and value not in choice.one_of:
-            raise ContextError(f"{PREFIX}{name} must be {' or '.join(choice.one_of)}.")
-        if choice.whole and not (value.isdecimal() and int(value) >= 1):
-            raise ContextError(f"{PREFIX}{name} must be a whole number, at least 1.")
-    if deployment.own["region"] and not _REGION.fullmatch(deployment.own["region"]):
-        raise ContextError(f"{PREFIX}region must be a Region's name, such as eu-west-1.")
-    if deployment.own["origin_secret_version"] and not _VERSION.fullmatch(deployment.own["origin_secret_version"]):
-        raise ContextError(f"{PREFIX}origin_secret_version must be the version id that `python -m admin rotate-secret` printed.")
+def _check_choice(name: str, value: str) -> None:
+    """One choice by itself."""
+    choice = OWN[name]
+    if choice.one_of and value not in choice.one_of:
+        raise ContextError(f"{PREFIX}{name} must be {' or '.join(choice.one_of)}{_meant(value, choice.one_of)}.")
+    if choice.whole and not (value.isascii() and value.isdecimal() and 1 <= int(value) <= 36_500):
+        raise ContextError(f"{PREFIX}{name} must be a whole number, at least 1.")
+    if value and name in _FORMS and not _FORMS[name][0].fullmatch(value):
+        raise ContextError(f"{PREFIX}{name} must be {_FORMS[name][1]}.")
+    if not value and name in ("relay_instance", "atlas_profile", "atlas_instance", "availability_zones"):
+        raise ContextError(f"{PREFIX}{name} must not be empty: leave it out for {choice.dev}.")
+    if name == "region" and value:
+        check_region(value)
+    if name == "allow_origins" and value and not all(_ORIGIN.fullmatch(item.strip()) for item in value.split(",")):
+        raise ContextError(f"{PREFIX}allow_origins must be origins such as https://app.example.com, comma-separated: no path and no *.")
+    if name == "reserved_concurrency":
+        _check_reserved(value)
+
+
+def _check_reserved(text: str) -> None:
+    functions = [function.name for function in FUNCTIONS]
+    for name, number in _pairs(text):
+        if name not in functions:
+            raise ContextError(f"{PREFIX}reserved_concurrency: there is no function {name}{_meant(name, functions)}.")
+        if not (number.isascii() and number.isdecimal()):
+            raise ContextError(f"{PREFIX}reserved_concurrency must be name=number, comma-separated, such as signal=50,authorizer=20.")
+
+
+def _check_together(deployment: Deployment) -> None:
+    """Choices that do not go together, or that ask for another."""
+    own = deployment.own
     if deployment.makes_redis and not deployment.has("vpc"):
         raise ContextError(f"{PREFIX}redis_url is missing: {MADE['redis_url']}")
     if not deployment.makes_media and not deployment.settings["turn_urls"]:
         raise ContextError(f"{PREFIX}turn_urls is missing: {MADE['turn_urls']}")
-    if deployment.own["mongodb"] == "atlas" and not deployment.own["atlas_project_id"]:
-        raise ContextError(f"{PREFIX}atlas_project_id is missing: mongodb=atlas makes a cluster in that project.")
-    if deployment.own["relay_entry"] == "address" and deployment.own["relay_min"] != deployment.own["relay_max"]:
+    if deployment.makes_atlas:
+        if not own["atlas_project_id"]:
+            raise ContextError(f"{PREFIX}atlas_project_id is missing: mongodb=atlas makes a cluster in that project.")
+        if not deployment.has("vpc"):
+            raise ContextError(f"{PREFIX}mongodb=atlas needs {PREFIX}vpc=true: the cluster is reached by PrivateLink only.")
+    if not deployment.region:
+        for name, value in (("edge", "cloudfront-waf"), ("mongodb", "atlas")):
+            if own[name] == value:
+                raise ContextError(
+                    f"{PREFIX}region is missing: {name}={value} must know it at synthesis; give -c {PREFIX}region=eu-west-1 or {PREFIX}{name}={OWN[name].dev}."
+                )
+    if deployment.makes_media:
+        _check_media(own)
+
+
+def _check_media(own: Mapping[str, str]) -> None:
+    if own["media"] == "fargate" and own["relay_entry"] == "address":
+        raise ContextError(f"{PREFIX}media=fargate needs {PREFIX}relay_entry=load-balancer: a task cannot take a fixed address.")
+    if own["relay_entry"] == "address" and own["relay_min"] != own["relay_max"]:
         raise ContextError(f"{PREFIX}relay_min and {PREFIX}relay_max must be the same with relay_entry=address: clients are told every address.")
+    if int(own["relay_min"]) > int(own["relay_max"]):
+        raise ContextError(f"{PREFIX}relay_min must not be more than {PREFIX}relay_max.")
+    found = _INSTANCE.fullmatch(own["relay_instance"])
+    is_arm = found is not None and "g" in found["attributes"].partition("-")[0]
+    if own["media"] == "ec2" and is_arm != (own["architecture"] == "arm64"):
+        other = "t3.micro" if is_arm else "t4g.micro"
+        raise ContextError(f"{PREFIX}relay_instance={own['relay_instance']} does not run {own['architecture']}: give an instance type such as {other}.")
+
+
+def _check_effect(deployment: Deployment, given: Mapping[str, str]) -> None:
+    """A choice that changes nothing is a misunderstanding."""
+    ec2 = deployment.makes_media and deployment.own["media"] == "ec2"
+    made = {
+        "vpc": deployment.has("vpc"),
+        "redis": deployment.makes_redis,
+        "atlas": deployment.makes_atlas,
+        "edge": deployment.has_edge,
+        "media": deployment.makes_media,
+        "ec2": ec2,
+    }
+    for name in given:
+        if name in OWN and (needs := OWN[name].needs) and not made[needs]:
+            raise ContextError(f"{PREFIX}{name} has an effect only {_MADE_WHEN[needs]}: leave it out.")
+    if given.get("media", "none") != "none" and not deployment.has("vpc"):
+        raise ContextError(f"{PREFIX}media={given['media']} needs {PREFIX}vpc=true.")
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """`name=value, name=value` as pairs."""
+    return [(name.strip(), value.strip()) for name, _, value in (item.partition("=") for item in text.split(",") if item.strip())]
+
+
+def _meant(word: str, known: Collection[str]) -> str:
+    begun = [item for item in known if word and (item.startswith(word) or word.startswith(item))]
+    close = begun or get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _text(value: object) -> str:
@@ -244,7 +390,9 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def _check(settings: Mapping[str, str]) -> None:
     if not _STAGE.fullmatch(settings["stage"]):
-        raise ContextError(f"{PREFIX}stage must be 1 to 20 of a-z, 0-9 and -, a letter first: it stands in names of stacks and secrets.")
+        raise ContextError(
+            f"{PREFIX}stage must be 1 to 20 of a-z, 0-9 and single -, a letter first and no - last: it stands in names of stacks, secrets and the cache."
+        )
     if settings["redis_url"]:
         _check_redis_url(settings["redis_url"])
     values = {ENVIRONMENT + name.upper(): text or "computed" for name, text in settings.items() if text or name in MADE} | {
@@ -258,6 +406,8 @@ def _check(settings: Mapping[str, str]) -> None:
 
 def _check_redis_url(url: str) -> None:
     if url.startswith(DYNAMIC):
+        if not _REFERENCE.fullmatch(url):
+            raise ContextError(f"{PREFIX}redis_url names no field of a secret: give {DYNAMIC}<name>:SecretString:<field>}}}}.")
         return
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:

@@ -33,8 +33,8 @@ class Reached:
 
 
 @cache
-def reached_by(handler: str) -> Reached:
-    """What this handler string (`functions.signal.handler.handler`) can reach."""
+def reached_by(handler: str, root: Path = ROOT) -> Reached:
+    """What this handler string (`functions.signal.handler.handler`) can reach in the source below `root`. ValueError for a name that is not there."""
     statements: set[str] = set()
     seen: set[tuple[str, str]] = set()
     waiting = [(handler.rpartition(".")[0], "")]
@@ -43,7 +43,7 @@ def reached_by(handler: str) -> Reached:
         if node in seen:
             continue
         seen.add(node)
-        for wanted in _imports(*node):
+        for wanted in _imports(root, *node):
             if isinstance(wanted, str):
                 statements.add(wanted)
             else:
@@ -51,22 +51,22 @@ def reached_by(handler: str) -> Reached:
     return Reached(frozenset(module for module, _ in seen), frozenset(statements))
 
 
-def _imports(module: str, name: str) -> Iterator[str | tuple[str, str]]:
+def _imports(root: Path, module: str, name: str) -> Iterator[str | tuple[str, str]]:
     """The statements that import others' modules, and (module, name) of ours; the name is empty but for a function of the wiring."""
-    for part in _parts(module, name):
+    for part in _parts(root, module, name):
         match part:
             case ast.Import(names=names):
                 for alias in names:
                     yield from _wanted(alias.name, f"import {alias.name}")
             case ast.ImportFrom(module=str() as source, names=names, level=0):
                 for alias in names:
-                    is_module = source in OURS or _file(f"{source}.{alias.name}") is not None
+                    is_module = source in OURS or _file(root, f"{source}.{alias.name}") is not None
                     yield from _wanted(f"{source}.{alias.name}" if is_module else source, f"from {source} import {alias.name}")
             case ast.ImportFrom():
                 raise ValueError(f"{module} imports relatively; name the package")
             case ast.Attribute(value=ast.Name(id="wiring"), attr=attribute):
                 yield WIRING, attribute
-            case ast.Name(id=called) if module == WIRING and called != name and called in _functions(_tree(WIRING)):
+            case ast.Name(id=called) if module == WIRING and called != name and called in _functions(_tree(root, WIRING)):
                 yield WIRING, called
 
 
@@ -78,10 +78,12 @@ def _wanted(module: str, statement: str) -> Iterator[str | tuple[str, str]]:
         yield statement
 
 
-def _parts(module: str, name: str) -> Iterator[ast.AST]:
+def _parts(root: Path, module: str, name: str) -> Iterator[ast.AST]:
     """Every node that runs: of the whole module, of the wiring's top level, or of one function of the wiring."""
-    tree = _tree(module)
+    tree = _tree(root, module)
     if name:
+        if name not in _functions(tree):
+            raise ValueError(f"{module} has no function {name}")
         return _running([_functions(tree)[name]])
     if module == WIRING:
         return _running(node for node in tree.body if not isinstance(node, ast.FunctionDef))
@@ -102,15 +104,15 @@ def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
 
 
 @cache
-def _tree(module: str) -> ast.Module:
-    path = _file(module)
+def _tree(root: Path, module: str) -> ast.Module:
+    path = _file(root, module)
     if path is None:
         raise ValueError(f"{module} is none of our modules")
     return ast.parse(path.read_text())
 
 
-def _file(module: str) -> Path | None:
+def _file(root: Path, module: str) -> Path | None:
     if module.partition(".")[0] not in OURS:
         return None
-    path = ROOT / module.replace(".", "/")
+    path = root / module.replace(".", "/")
     return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)

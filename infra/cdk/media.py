@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aws_cdk import Duration, Environment, RemovalPolicy, Stack, Tags
+from aws_cdk import Duration, RemovalPolicy, Stack, Tags
 from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
@@ -20,11 +20,10 @@ from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from infra.cdk.api import Api
-from infra.cdk.context import ContextError, Deployment
+from infra.cdk.context import Deployment
 from infra.cdk.image import FleetImage
 from infra.cdk.nag import acknowledge, acknowledge_wildcards
 from infra.cdk.network import RELAY_TAG, TURN_PORT, Network
-from infra.cdk.relays import unsuitable
 from infra.cdk.retention import kept
 from infra.cdk.state import State
 
@@ -43,10 +42,8 @@ _PUBLIC: Final = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PUBLIC)
 class Media(Stack):
     """`service`, `log_group` and `target_group` (None without a load balancer) are there for alarms."""
 
-    def __init__(self, scope: Construct, deployment: Deployment, network: Network, state: State, api: Api, *, env: Environment | None = None) -> None:
-        super().__init__(scope, f"heliograph-{deployment.stage}-media", description="Heliograph: the media fleet", env=env)
-        if (why := unsuitable(deployment.own)) is not None:
-            raise ContextError(why)
+    def __init__(self, scope: Construct, deployment: Deployment, network: Network, state: State, api: Api) -> None:
+        super().__init__(scope, f"heliograph-{deployment.stage}-media", description="Heliograph: the media fleet", env=deployment.env)
         self._deployment, self._network, self._state, self._api = deployment, network, state, api
         self._is_fargate = deployment.own["media"] == "fargate"
         self._is_behind_balancer = network.relay_balancer is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from aws_cdk import CfnOutput, Duration, Environment, Stack
+from aws_cdk import CfnOutput, Duration, Stack
 from aws_cdk import aws_budgets as budgets
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_cloudwatch_actions as actions
@@ -52,10 +52,8 @@ class Watch(Stack):
         state: State,
         api: Api,
         media: Media | None,
-        *,
-        env: Environment | None = None,
     ) -> None:
-        super().__init__(scope, f"heliograph-{deployment.stage}-watch", description="Heliograph: alarms, dashboard, budget", env=env)
+        super().__init__(scope, f"heliograph-{deployment.stage}-watch", description="Heliograph: alarms, dashboard, budget", env=deployment.env)
         self._deployment, self._state, self._api, self._media = deployment, state, api, media
         self._stage = deployment.stage
         self.topic = self._topic()

@@ -1,4 +1,4 @@
-"""One synth for the whole run, as `make synth` does it: offline, in a process of its own. The tests read the templates it wrote."""
+"""One synth of each deployment that a test asks for, as `make synth` does it: offline, in a process of its own. The tests read the templates it wrote."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-
-from tests.infra.presets import Synthesis, synthesise_all
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CONTEXT: Final = {
@@ -26,28 +25,43 @@ Resource = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Synthesised:
-    """The two templates, and where they and the assets stand."""
+    """The templates by the last word of their stack's name (`heliograph-test-network`), and where they and the assets stand."""
 
     folder: Path
-    state: dict[str, Any]
-    api: dict[str, Any]
+    templates: dict[str, dict[str, Any]]
 
-    def of_type(self, kind: str) -> dict[str, Resource]:
-        """The properties of every resource of this type in both stacks, by logical id (a queue and a function may share one)."""
-        both = [*self.state["Resources"].items(), *self.api["Resources"].items()]
-        return {name: resource.get("Properties", {}) for name, resource in both if resource["Type"] == kind}
+    @property
+    def state(self) -> dict[str, Any]:
+        return self.templates["state"]
+
+    @property
+    def api(self) -> dict[str, Any]:
+        return self.templates["api"]
+
+    def of_type(self, kind: str, *stacks: str) -> dict[str, Resource]:
+        """The properties of every resource of this type in these stacks, by logical id; in state and api where none is named."""
+        found = [item for stack in stacks or ("state", "api") for item in self.templates[stack]["Resources"].items()]
+        return {name: resource.get("Properties", {}) for name, resource in found if resource["Type"] == kind}
 
 
-def synthesise(folder: Path, *, hash_seed: str = "0") -> Synthesised:
-    """Runs the app; both stacks must come out."""
-    given = [part for name, value in CONTEXT.items() for part in ("-c", f"{name}={value}")]
+Synthesise = Callable[..., Synthesised]
+
+
+def synthesise(folder: Path, given: Mapping[str, str] = CONTEXT, *, hash_seed: str = "0") -> Synthesised:
+    """Runs the app; every stack must come out."""
+    ended = run_app(folder, given, hash_seed=hash_seed)
+    assert ended.returncode == 0, ended.stderr
+    stem, tail = "heliograph-test-", ".template.json"
+    found = {path.name.removeprefix(stem).removesuffix(tail): json.loads(path.read_text()) for path in sorted(folder.glob(f"{stem}*{tail}"))}
+    return Synthesised(folder, found)
+
+
+def run_app(folder: Path, given: Mapping[str, str], *options: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+    parts = [part for name, value in given.items() for part in ("-c", f"{name}={value}")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CDK_", "HELIOGRAPH_"))}
     environment |= {"CDK_OUTDIR": str(folder), "PYTHONHASHSEED": hash_seed}
-    command = [sys.executable, str(ROOT / "infra/cdk/app.py"), *given]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=110)
-    assert ended.returncode == 0, ended.stderr
-    state, api = (json.loads((folder / f"heliograph-test-{name}.template.json").read_text()) for name in ("state", "api"))
-    return Synthesised(folder, state, api)
+    command = [sys.executable, str(ROOT / "infra/cdk/app.py"), *parts, *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=110)
 
 
 @pytest.fixture(scope="session")
@@ -56,5 +70,15 @@ def synthesised(tmp_path_factory: pytest.TempPathFactory) -> Synthesised:
 
 
 @pytest.fixture(scope="session")
-def presets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Synthesis]:
-    return synthesise_all(tmp_path_factory.mktemp("presets"))
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Synthesise:
+    """`deployed("prod", egress="nat-instance")`: a preset with other choices, in a Region, synthesised once in the run."""
+    made: dict[tuple[str, ...], Synthesised] = {}
+
+    def of(preset: str, **chosen: str) -> Synthesised:
+        key = (preset, *(f"{name}={value}" for name, value in sorted(chosen.items())))
+        if key not in made:
+            given = {"stage": "test", "preset": preset, "region": "us-east-1"} | chosen
+            made[key] = synthesise(tmp_path_factory.mktemp("cdk"), {f"heliograph:{name}": value for name, value in given.items()})
+        return made[key]
+
+    return of

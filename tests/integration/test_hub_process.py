@@ -84,7 +84,7 @@ async def processes(server: Server, gateway: StubGateway, count: int = 1) -> Asy
 @pytest.fixture
 def function(server: Server, gateway: StubGateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process as a Lambda environment."""
-    made = (settings, wiring.redis, wiring.outbox, wiring.logger, performing._hubs)
+    made = (settings, wiring.redis, wiring.outbox, wiring.logger, wiring.hubs)
     for item in fields(Settings):
         if item.default is MISSING:
             monkeypatch.setenv(PREFIX + item.name.upper(), "x")
@@ -132,7 +132,7 @@ async def test_after_kill_9_of_the_hub_the_function_posts_itself_within_the_leas
     server: Server, gateway: StubGateway, tenant_id: str, is_cluster: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with processes(server, gateway) as (hub,):
-        performing._hubs()._is_cluster = is_cluster
+        wiring.hubs()._is_cluster = is_cluster
         await asyncio.to_thread(say, tenant_id, "before")
         await until("the hub's deliveries", lambda: len(who_got(gateway, "before")) == 50)
         hub.process.kill()
