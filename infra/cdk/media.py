@@ -20,11 +20,10 @@ from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from infra.cdk.api import Api
-from infra.cdk.context import ContextError, Deployment
+from infra.cdk.context import Deployment
 from infra.cdk.image import FleetImage
 from infra.cdk.nag import acknowledge, acknowledge_wildcards
 from infra.cdk.network import RELAY_TAG, TURN_PORT, Network
-from infra.cdk.relays import unsuitable
 from infra.cdk.retention import kept
 from infra.cdk.state import State
 

@@ -13,8 +13,6 @@ from typing import Any, Final
 
 import pytest
 
-from tests.infra.presets import Synthesis, synthesise_all
-
 ROOT: Final = Path(__file__).resolve().parents[2]
 CONTEXT: Final = {
     "heliograph:stage": "test",

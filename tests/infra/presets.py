@@ -1,24 +1,21 @@
-"""The app's templates with other choices than those of conftest: each is made once in a run, in a process of its own."""
+"""Templates as the tests of the fleet and of its watch read them: one stack, its roles, properties as text."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.infra.conftest import Synthesise
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 NAMED_IMAGE: Final = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/media/fleet:7.1"
-CHOICES: Final[dict[str, dict[str, str]]] = {
-    "dev": {"preset": "dev"},
-    "prod": {"preset": "prod", "region": "eu-west-1", "alarm_email": "ops@example.com", "architecture": "x86_64", "relay_instance": "c7i.large"},
-    "fargate": {"media": "fargate", "relay_entry": "load-balancer", "relay_max": "4", "image_uri": NAMED_IMAGE},
+CHOICES: Final[dict[str, tuple[str, dict[str, str]]]] = {
+    "dev": ("dev", {}),
+    "prod": ("prod", {"alarm_email": "ops@example.com", "architecture": "x86_64", "relay_instance": "c7i.large"}),
+    "fargate": ("dev", {"media": "fargate", "relay_entry": "load-balancer", "relay_max": "4", "image_uri": NAMED_IMAGE}),
 }
 Properties = dict[str, Any]
-TIMEOUT_S: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +45,15 @@ class Template:
         return rights
 
 
-@dataclass(frozen=True, slots=True)
-class Synthesis:
-    """All stacks of one deployment, and where they stand."""
+class Presets:
+    """`presets["dev"]["media"]`: the templates of an entry of CHOICES, by the last word of their stack's name."""
 
-    folder: Path
-    stage: str
+    def __init__(self, deployed: Synthesise) -> None:
+        self._deployed = deployed
 
-    def __getitem__(self, stack: str) -> Template:
-        return Template(json.loads((self.folder / f"heliograph-{self.stage}-{stack}.template.json").read_text())["Resources"])
+    def __getitem__(self, name: str) -> dict[str, Template]:
+        preset, chosen = CHOICES[name]
+        return {stack: Template(template["Resources"]) for stack, template in self._deployed(preset, **chosen).templates.items()}
 
 
 def listed(value: Any) -> list[Any]:
@@ -72,27 +69,3 @@ def text(value: Any) -> str:
         return str(separator).join(text(part) for part in parts)
     ((kind, target),) = value.items()
     return text(target) if kind == "Fn::Base64" else f"${{{'.'.join(target) if kind == 'Fn::GetAtt' else target}}}"
-
-
-_ALL: Final = """
-import os, runpy, sys
-app, folder, *named = sys.argv[1:]
-main = runpy.run_path(app)["main"]
-for text in named:
-    name, _, given = text.partition(" ")
-    os.environ["CDK_OUTDIR"] = os.path.join(folder, name)
-    sys.argv = [app, *given.split(" ")]
-    main()
-"""
-
-
-def synthesise_all(folder: Path) -> dict[str, Synthesis]:
-    """Every entry of CHOICES, one after the other in one process: starting the CDK's Node costs more than a synthesis."""
-    named = [
-        " ".join([name, *(f"-c heliograph:{setting}={value}" for setting, value in {"stage": "test", **choices}.items())]) for name, choices in CHOICES.items()
-    ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CDK_", "HELIOGRAPH_"))}
-    command = [sys.executable, "-c", _ALL, str(ROOT / "infra/cdk/app.py"), str(folder), *named]
-    ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
-    assert ended.returncode == 0, ended.stderr
-    return {name: Synthesis(folder / name, "test") for name in CHOICES}

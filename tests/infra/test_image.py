@@ -22,10 +22,9 @@ from packaging.requirements import Requirement
 
 from infra.cdk.assets import digest
 from infra.cdk.image import BUILD_TIMEOUT, BUILDER, DOCKERFILE, stage_context
-from tests.infra.presets import NAMED_IMAGE, ROOT, TIMEOUT_S, Synthesis, Template, text
+from tests.infra.conftest import Synthesise
+from tests.infra.presets import NAMED_IMAGE, ROOT, Presets, Template, text
 
-pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)  # the first one waits for the templates
-Presets = dict[str, Synthesis]
 LINES = [line for line in (ROOT / DOCKERFILE).read_text().replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
 
 
@@ -35,6 +34,11 @@ def words(instruction: str) -> list[list[str]]:
 
 def name_of(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", requirement).lower()
+
+
+@pytest.fixture(scope="module")
+def presets(deployed: Synthesise) -> Presets:
+    return Presets(deployed)
 
 
 def arns(template: Template, kind: str) -> set[str]:

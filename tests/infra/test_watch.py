@@ -12,12 +12,16 @@ import pytest
 from functions.routes import FUNCTIONS, Queue
 from infra.cdk.context import OWN
 from media_fleet import meters
-from tests.infra.presets import ROOT, TIMEOUT_S, Properties, Synthesis, Template, text
+from tests.infra.conftest import Synthesise
+from tests.infra.presets import ROOT, Presets, Properties, Template, text
 
-pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)  # the first one waits for the templates
-Presets = dict[str, Synthesis]
 QUEUES = [route.name for function in FUNCTIONS for route in function.routes if isinstance(route, Queue)]
 RUNBOOK = (ROOT / "docs/operations.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def presets(deployed: Synthesise) -> Presets:
+    return Presets(deployed)
 
 
 @pytest.fixture(params=["dev", "prod", "fargate"])
