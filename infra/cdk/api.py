@@ -46,7 +46,7 @@ _CALLER: Final = "authorizer.address"  # whose request it is, where the source i
 
 ALIAS: Final = "live"
 Permission = tuple[str, str]  # IAM action, ARN
-_TRACING: Final = ("xray:PutTraceSegments", "xray:PutTelemetryRecords")
+TRACING: Final = ("xray:PutTraceSegments", "xray:PutTelemetryRecords")
 _IN_VPC: Final = (  # what Lambda does with the function's role
     "ec2:CreateNetworkInterface",
     "ec2:DescribeNetworkInterfaces",
@@ -224,7 +224,7 @@ class Api(Stack):
             wanted.setdefault(resource, {})[action] = None
         wanted[log_group.log_group_arn] = dict.fromkeys(("logs:CreateLogStream", "logs:PutLogEvents"))
         statements = [iam.PolicyStatement(actions=list(actions), resources=[resource]) for resource, actions in wanted.items()]
-        statements.append(iam.PolicyStatement(actions=list(_TRACING), resources=["*"]))
+        statements.append(iam.PolicyStatement(actions=list(TRACING), resources=["*"]))
         if is_inside:
             statements += of_network_interfaces()
         policy = iam.PolicyDocument(statements=statements)
