@@ -47,7 +47,7 @@ class Api(Stack):
         super().__init__(scope, f"heliograph-{deployment.stage}-api", description="Heliograph: REST and WebSocket APIs and their functions")
         self._deployment, self._state, self._stage = deployment, state, deployment.stage
         self._code = lambda_.Code.from_asset(str(code))
-        self._layers = self._dependencies(bundle) if deployment.bundle and self.bundling_required else []
+        self._layers = self._dependencies(bundle) if deployment.has("bundle") and self.bundling_required else []
         self._http = gateway.HttpApi(self, "Http", api_name=f"heliograph-{self._stage}-http", create_default_stage=False, cors_preflight=self._cors())
         self._socket = gateway.WebSocketApi(self, "Socket", api_name=f"heliograph-{self._stage}-socket", route_selection_expression="$request.body.action")
         self._environment = self._settings()
