@@ -1,0 +1,69 @@
+"""A synthesised cloud assembly, without what a stand-in refuses. Everything that is taken out is told, because it is then not rehearsed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+
+def templates(assembly: Path) -> dict[str, dict[str, Any]]:
+    """The template of every stack, by stack name."""
+    manifest = json.loads((assembly / "manifest.json").read_text())
+    stacks = {name: artifact for name, artifact in manifest["artifacts"].items() if artifact["type"] == "aws:cloudformation:stack"}
+    return {name: json.loads((assembly / artifact["properties"]["templateFile"]).read_text()) for name, artifact in sorted(stacks.items())}
+
+
+def types(assembly: Path) -> Counter[str]:
+    """How many resources of each type the templates hold."""
+    return Counter(resource["Type"] for template in templates(assembly).values() for resource in template["Resources"].values())
+
+
+def retained(assembly: Path) -> Counter[str]:
+    """How many resources of each type stay when the stacks are deleted."""
+    resources = [resource for template in templates(assembly).values() for resource in template["Resources"].values()]
+    return Counter(resource["Type"] for resource in resources if resource.get("DeletionPolicy") in ("Retain", "RetainExceptOnCreate"))
+
+
+def take_out(assembly: Path, refused: Collection[str]) -> dict[str, list[str]]:
+    """Removes every resource of these types; answers which (type -> `stack/logical id`). A resource that others refer to must not be named."""
+    gone: dict[str, list[str]] = {}
+    for stack, template in templates(assembly).items():
+        leaving = {name: resource["Type"] for name, resource in template["Resources"].items() if resource["Type"] in refused}
+        if not leaving:
+            continue
+        for name, kind in leaving.items():
+            del template["Resources"][name]
+            gone.setdefault(kind, []).append(f"{stack}/{name}")
+        for resource in template["Resources"].values():
+            before = resource.get("DependsOn", [])
+            after = [name for name in ([before] if isinstance(before, str) else before) if name not in leaving]
+            resource.pop("DependsOn", None)
+            if after:
+                resource["DependsOn"] = after
+        _replace_template(assembly, stack, template)
+    return gone
+
+
+def drop_termination_protection(assembly: Path) -> list[str]:
+    """For a stand-in that cannot switch it on; answers the stacks that had it."""
+    path = assembly / "manifest.json"
+    manifest = json.loads(path.read_text())
+    had = [name for name, artifact in manifest["artifacts"].items() if artifact.get("properties", {}).pop("terminationProtection", False)]
+    path.write_text(json.dumps(manifest))
+    return had
+
+
+def _replace_template(assembly: Path, stack: str, template: dict[str, Any]) -> None:
+    """A template is an asset under the hash of its bytes: another content needs another name, or the CLI finds the old one uploaded already."""
+    manifest_path, assets_path = assembly / "manifest.json", assembly / f"{stack}.assets.json"
+    file = json.loads(manifest_path.read_text())["artifacts"][stack]["properties"]["templateFile"]
+    content = json.dumps(template, indent=1)
+    old = next(name for name, asset in json.loads(assets_path.read_text())["files"].items() if asset["source"]["path"] == file)
+    new = hashlib.sha256(content.encode()).hexdigest()
+    (assembly / file).write_text(content)
+    for path in (manifest_path, assets_path):
+        path.write_text(path.read_text().replace(old, new))

@@ -1,0 +1,115 @@
+"""What both rehearsals do: bootstrap, deploy, deploy again without a change, compare with what exists, destroy, look at what stays."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from infra.rehearsal import assembly, inventory
+from infra.rehearsal.record import Record
+from infra.rehearsal.stand_ins import REGION, Asker
+from infra.rehearsal.tools import Cdk, install_cdk, last_line, node, run
+
+Adapt = Callable[[Path], dict[str, Any]]  # takes out of an assembly what the stand-in refuses, and says what that was
+BOOTSTRAP_STACK = "CDKToolkit"
+_UNCHANGED = re.compile(r"✅\s+(\S+) \(no changes\)")
+
+
+class Deployment:
+    """The stacks at one stand-in. `settings` are their context settings."""
+
+    def __init__(self, record: Record, cdk: Cdk, asker: Asker, settings: dict[str, str], adapt: Adapt) -> None:
+        self.record, self.cdk, self.asker, self.settings, self._adapt = record, cdk, asker, settings, adapt
+        self.assembly = Path()
+        self.wanted: Counter[str] = Counter()
+        self._before: dict[str, int | None] = {}
+        self._after: dict[str, int | None] = {}
+
+    async def bootstrap(self) -> None:
+        with self.record.step("cdk bootstrap"):
+            await asyncio.to_thread(self.cdk.bootstrap)
+
+    async def deploy(self) -> None:
+        """Synth, take out what is refused, deploy, ask what exists."""
+        with self.record.step("cdk synth") as step:
+            self.assembly, taken_out = await asyncio.to_thread(self._synth, "first.out")
+            self.wanted = assembly.types(self.assembly)
+            self.record.findings["taken_out"] = taken_out
+            step["note"] = f"{sum(self.wanted.values())} resources of {len(self.wanted)} types"
+        self._before = await asyncio.to_thread(inventory.snapshot, self.asker, self.wanted)
+        with self.record.step("cdk deploy"):
+            await asyncio.to_thread(self.cdk.deploy, "first-deploy", self.assembly)
+        with self.record.step("what really exists") as step:
+            self._after = await asyncio.to_thread(inventory.snapshot, self.asker, self.wanted)
+            rows = inventory.compare(self.wanted, self._before, self._after)
+            missing, unasked = inventory.not_made(rows), inventory.not_asked(rows)
+            self.record.findings |= {"resources": rows, "not_created": missing, "not_asked": unasked}
+            made = sum(min(row["made"] or 0, row["in_templates"]) for row in rows.values())
+            step["note"] = f"{made} of {sum(self.wanted.values())}; not created: {', '.join(missing) or 'none'}; could not be asked: {', '.join(unasked) or 'none'}"
+
+    def _synth(self, name: str) -> tuple[Path, dict[str, Any]]:
+        folder = self.cdk.synth(name, self.settings)
+        return folder, self._adapt(folder)
+
+    async def deploy_again(self) -> None:
+        """A new synth of the same sources must change nothing."""
+        with self.record.step("cdk deploy again: no change") as step:
+            again, _ = await asyncio.to_thread(self._synth, "second.out")
+            output = await asyncio.to_thread(self.cdk.deploy, "second-deploy", again)
+            unchanged, stacks = set(_UNCHANGED.findall(output)), set(assembly.templates(again))
+            self.record.require(unchanged == stacks, f"deployed again, these stacks changed: {', '.join(sorted(stacks - unchanged))}.")
+            step["note"] = f"{len(unchanged)} stacks unchanged"
+
+    async def destroy(self) -> None:
+        """Nothing may stay but what the templates say is to be kept."""
+        with self.record.step("cdk destroy") as step:
+            status, output = await asyncio.to_thread(self.cdk.destroy, "destroy", self.assembly)
+            self.record.require(status == 0, f"cdk destroy ended with status {status}: {last_line(output)}.")
+            left = await asyncio.to_thread(self._stacks)
+            self.record.require(not left, f"these stacks are still there: {', '.join(left)}.")
+            stays = await asyncio.to_thread(self._what_stays)
+            step["note"] = f"kept on purpose: {', '.join(f'{number} {kind}' for kind, number in sorted(stays.items())) or 'nothing'}"
+
+    def _stacks(self) -> list[str]:
+        stacks = inventory.items(self.asker, "cloudformation", "describe_stacks", "Stacks")
+        return [stack["StackName"] for stack in stacks if stack["StackName"] != BOOTSTRAP_STACK and stack["StackStatus"] != "DELETE_COMPLETE"]
+
+    def _what_stays(self) -> dict[str, int]:
+        """What is there still of each type, beyond what was there before the first deployment."""
+        now, kept = inventory.snapshot(self.asker, self.wanted), assembly.retained(self.assembly)
+        stays = {kind: (number or 0) - (self._before[kind] or 0) for kind, number in now.items()}
+        stays = {kind: number for kind, number in stays.items() if number > 0}
+        made = {kind: (self._after[kind] or 0) - (self._before[kind] or 0) for kind in stays}
+        self.record.findings["stays_after_destroy"] = stays
+        for kind in sorted(stays.keys() | kept.keys()):
+            wanted = min(kept[kind], made.get(kind, kept[kind]))
+            self._judge(kind, stays.get(kind, 0), wanted)
+        return stays
+
+    def _judge(self, kind: str, stays: int, wanted: int) -> None:
+        """A deviation is a failure where the stand-in made what the templates hold; of what it never made nothing can stay."""
+        if kind in self.record.findings["not_created"]:
+            return
+        self.record.findings.setdefault("stays_otherwise", {})
+        if stays != wanted:
+            self.record.findings["stays_otherwise"][kind] = {"stays": stays, "templates_keep": wanted}
+
+
+def cdk_for(folder: Path, stand_in: str, endpoint_url: str, account: str) -> Cdk:
+    """The CDK's command line against this stand-in; installs it the first time."""
+    return Cdk(install_cdk(folder / "tools"), folder / stand_in, endpoint_url, account, REGION)
+
+
+def versions(cdk: Cdk) -> dict[str, str]:
+    """What ran."""
+    cli = run([str(node()), str(cdk.script), "--version"], cdk.folder / "version.log", timeout_s=30, environment=cdk.environment)[1].split()
+    return {
+        "cdk": cli[0] if cli else "",
+        "aws-cdk-lib": version("aws-cdk-lib"),
+        "node": run([str(node()), "--version"], cdk.folder / "node.log", timeout_s=30)[1].strip(),
+    }
