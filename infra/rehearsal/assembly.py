@@ -57,6 +57,34 @@ def drop_termination_protection(assembly: Path) -> list[str]:
     return had
 
 
+def write_out_references(assembly: Path, known: Collection[str]) -> dict[str, int]:
+    """Puts a text where a template refers to a resource of a type that is not known there: it will not exist and has no value. Answers how many, by type.
+
+    The text is the resource's own name where the template has one: then it is what AWS would answer.
+    """
+    written: Counter[str] = Counter()
+    for stack, template in templates(assembly).items():
+        absent = {name: resource for name, resource in template["Resources"].items() if resource["Type"] not in known}
+        for part in ("Resources", "Outputs"):
+            template[part] = _written_out(template.get(part, {}), absent, written)
+        _replace_template(assembly, stack, template)
+    return dict(written)
+
+
+def _written_out(value: Any, absent: dict[str, Any], written: Counter[str]) -> Any:
+    if isinstance(value, list):
+        return [_written_out(each, absent, written) for each in value]
+    if not isinstance(value, dict):
+        return value
+    target = value.get("Ref") if len(value) == 1 else None
+    if len(value) == 1 and isinstance(parts := value.get("Fn::GetAtt"), list):
+        target = parts[0]
+    if isinstance(target, str) and target in absent:
+        written[absent[target]["Type"]] += 1
+        return absent[target].get("Properties", {}).get("Name", f"not-created-{target}")
+    return {name: _written_out(each, absent, written) for name, each in value.items()}
+
+
 def _replace_template(assembly: Path, stack: str, template: dict[str, Any]) -> None:
     """A template is an asset under the hash of its bytes: another content needs another name, or the CLI finds the old one uploaded already."""
     manifest_path, assets_path = assembly / "manifest.json", assembly / f"{stack}.assets.json"

@@ -21,10 +21,10 @@ _UNCHANGED = re.compile(r"✅\s+(\S+) \(no changes\)")
 
 
 class Deployment:
-    """The stacks at one stand-in. `settings` are their context settings."""
+    """The stacks at one stand-in. `settings` are their context settings, `method` is how the CLI talks to CloudFormation (its own default: change-set)."""
 
-    def __init__(self, record: Record, cdk: Cdk, asker: Asker, settings: dict[str, str], adapt: Adapt) -> None:
-        self.record, self.cdk, self.asker, self.settings, self._adapt = record, cdk, asker, settings, adapt
+    def __init__(self, record: Record, cdk: Cdk, asker: Asker, settings: dict[str, str], adapt: Adapt, *, method: str = "change-set") -> None:
+        self.record, self.cdk, self.asker, self.settings, self._adapt, self._method = record, cdk, asker, settings, adapt, method
         self.assembly = Path()
         self.wanted: Counter[str] = Counter()
         self._before: dict[str, int | None] = {}
@@ -43,7 +43,7 @@ class Deployment:
             step["note"] = f"{sum(self.wanted.values())} resources of {len(self.wanted)} types"
         self._before = await asyncio.to_thread(inventory.snapshot, self.asker, self.wanted)
         with self.record.step("cdk deploy"):
-            await asyncio.to_thread(self.cdk.deploy, "first-deploy", self.assembly)
+            await asyncio.to_thread(self.cdk.deploy, "first-deploy", self.assembly, self._method)
         with self.record.step("what really exists") as step:
             self._after = await asyncio.to_thread(inventory.snapshot, self.asker, self.wanted)
             rows = inventory.compare(self.wanted, self._before, self._after)
@@ -60,7 +60,7 @@ class Deployment:
         """A new synth of the same sources must change nothing."""
         with self.record.step("cdk deploy again: no change") as step:
             again, _ = await asyncio.to_thread(self._synth, "second.out")
-            output = await asyncio.to_thread(self.cdk.deploy, "second-deploy", again)
+            output = await asyncio.to_thread(self.cdk.deploy, "second-deploy", again, self._method)
             unchanged, stacks = set(_UNCHANGED.findall(output)), set(assembly.templates(again))
             self.record.require(unchanged == stacks, f"deployed again, these stacks changed: {', '.join(sorted(stacks - unchanged))}.")
             step["note"] = f"{len(unchanged)} stacks unchanged"

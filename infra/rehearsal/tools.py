@@ -179,10 +179,9 @@ class Cdk:
         self.must_run(name, "synth", "--quiet", "--output", str(assembly), *context)
         return assembly
 
-    def deploy(self, name: str, assembly: Path) -> str:
-        return self.must_run(
-            name, "deploy", "--all", "--require-approval", "never", "--app", str(assembly), "--outputs-file", str(self.folder / "outputs.json"), "--progress", "events"
-        )
+    def deploy(self, name: str, assembly: Path, method: str) -> str:
+        words = ("--all", "--require-approval", "never", "--method", method, "--progress", "events")
+        return self.must_run(name, "deploy", *words, "--app", str(assembly), "--outputs-file", str(self.folder / "outputs.json"))
 
     def destroy(self, name: str, assembly: Path) -> tuple[int, str]:
         return self.run(name, "destroy", "--all", "--force", "--app", str(assembly))
