@@ -8,10 +8,10 @@ STAMP := $(VENV)/.stamp
 export PATH := $(PATH):$(CURDIR)/$(BIN)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help setup run check format unit test e2e bench synth clean
+.PHONY: help setup run check format unit test e2e bench synth deploy-rehearsal clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 $(STAMP)/python: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@echo "== setting up $(VENV): about a minute the first time"
@@ -50,7 +50,7 @@ run: setup $(STAMP)/demo $(STAMP)/speech  ## the whole product on this laptop, o
 check: setup  ## style, types, import rules, unit and contract tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 	@mkdir -p build && $(BIN)/lint-imports --no-cache > build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }
-	@$(BIN)/mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client tests bench docs & types=$$!; \
+	@$(BIN)/mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client infra/rehearsal tests bench docs & types=$$!; \
 		code=0; $(BIN)/pytest tests/unit tests/contract || code=$$?; wait $$types || code=$$?; exit $$code  # the tests mostly wait, the types mostly compute
 
 format: setup  ## let ruff rewrite the code
@@ -70,6 +70,9 @@ synth: $(STAMP)/infra  ## CloudFormation templates into build/cdk.out
 	@CDK_OUTDIR=build/cdk.out $(BIN)/python infra/cdk/app.py -c heliograph:stage=dev -c heliograph:redis_url=rediss://redis.example.com:6379 \
 		-c heliograph:turn_urls=turn:relay.example.com:3478
 	@echo "templates in build/cdk.out; infra/cdk/README.md says how to deploy them"
+
+deploy-rehearsal: $(STAMP)/infra  ## the CDK CLI deploys and destroys the stacks on two stand-ins for AWS; build/rehearsal.json says what held
+	@$(BIN)/python -m infra.rehearsal
 
 clean:  ## forget what was built; .local (the laptop's data) stays
 	@rm -rf build clients/web/dist clients/web/node_modules $(STAMP)/web

@@ -28,6 +28,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=tools.ROOT / "build/rehearsal", help="logs, templates, installed tools")
     parser.add_argument("--out", type=Path, default=tools.ROOT / "build/rehearsal.json")
     options = parser.parse_args()
+    options.folder = options.folder.resolve()
+    options.folder.mkdir(parents=True, exist_ok=True)
     environ = dict(os.environ)
     for name in environ:
         if name.startswith(("AWS_", "CDK_", "HELIOGRAPH_")):
@@ -36,8 +38,7 @@ def main() -> int:
 
 
 async def _rehearse(options: argparse.Namespace, environ: dict[str, str]) -> int:
-    folder: Path = options.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder: Path = options.folder
     started_at, started_s = datetime.now(UTC), time.monotonic()
     records = [Record(name) for name in ("moto", "ministack") if options.only in (None, name)]
     versions: dict[str, Any] = {}

@@ -40,7 +40,9 @@ def deployed(session: Any, names: Sequence[str]) -> dict[str, Deployed]:
     for api in items(session, "apigatewayv2", "get_apis", "Items"):
         if api["Name"] not in names:
             continue
-        uris = {each["IntegrationId"]: each.get("IntegrationUri", "") for each in items(session, "apigatewayv2", "get_integrations", "Items", ApiId=api["ApiId"])}
+        uris = {
+            each["IntegrationId"]: each.get("IntegrationUri", "") for each in items(session, "apigatewayv2", "get_integrations", "Items", ApiId=api["ApiId"])
+        }
         for route in items(session, "apigatewayv2", "get_routes", "Items", ApiId=api["ApiId"]):
             uri = uris.get(str(route.get("Target", "")).removeprefix("integrations/"), "")
             found[route["RouteKey"]] = Deployed(_handler(uri, handlers), route.get("AuthorizationType", "NONE") == "CUSTOM")

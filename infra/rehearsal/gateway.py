@@ -127,7 +127,9 @@ class StandInGateway:
 
     def _authorizer(self, api_id: str, arns: dict[str, str], header: str, **more: Any) -> dict[str, str]:
         """What a guarded route of this API says; nothing when the table has no such authorizer."""
-        guard = next((each.name for each in self._functions for route in each.routes if isinstance(route, Authorizer) and route.identity_header == header), None)
+        guard = next(
+            (each.name for each in self._functions for route in each.routes if isinstance(route, Authorizer) and route.identity_header == header), None
+        )
         if guard is None:
             return {}
         client = self._asker.client("apigatewayv2")
@@ -138,7 +140,13 @@ class StandInGateway:
         client = self._asker.client("apigatewayv2")
         cors: dict[str, Any] = {}
         if self._allow_origins:
-            cors = {"CorsConfiguration": {"AllowOrigins": list(self._allow_origins), "AllowMethods": ["GET", "POST", "PUT", "DELETE"], "AllowHeaders": ["authorization"]}}
+            cors = {
+                "CorsConfiguration": {
+                    "AllowOrigins": list(self._allow_origins),
+                    "AllowMethods": ["GET", "POST", "PUT", "DELETE"],
+                    "AllowHeaders": ["authorization"],
+                }
+            }
         api_id = str(client.create_api(Name="probe-http", ProtocolType="HTTP", **cors)["ApiId"])
         integrations = self._integrations(api_id, arns, "2.0")
         guard = self._authorizer(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,12 +39,13 @@ async def rehearse(record: Record, supervisor: Supervisor, folder: Path, environ
     with record.step("start MiniStack, Redis and SecantusDB, all on loopback"):
         binary = service_redis.resolve({name: value for name, value in environ.items() if name == "HELIOGRAPH_REDIS_SERVER"}).binary
         assert binary is not None
-        _forget(own / "mongo")
+        await asyncio.to_thread(shutil.rmtree, own / "mongo", ignore_errors=True)  # an earlier rehearsal's ledger
         await asyncio.gather(
             supervisor.start(stand_ins.ministack(programs, ports["ministack"], own)),
             supervisor.start(service_redis.child(binary, ports["redis"], own / "redis")),
             supervisor.start(service_mongo.child(ports["mongo"], own / "mongo")),
         )
+        stand_ins.must_be_on_loopback(ports["ministack"])
     settings = _settings(ports)
     asker = stand_ins.Asker(endpoint_url)
     deployment = steps.Deployment(record, cdk, asker, settings, lambda found: {kind: _taken(found, kind) for kind in REFUSED})
@@ -78,13 +80,6 @@ def _settings(ports: Mapping[str, int]) -> dict[str, str]:
         "redis_url": f"redis://127.0.0.1:{ports['redis']}",
         "turn_urls": "turn:127.0.0.1:3478?transport=udp",
     }
-
-
-def _forget(folder: Path) -> None:
-    """An earlier rehearsal's ledger."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _taken(folder: Path, kind: str) -> dict[str, Any]:
@@ -147,7 +142,9 @@ async def _conform(record: Record, folder: Path, endpoint_url: str, port: int) -
     """The contract tests of the local gateway, on both gateways."""
     with record.step("the local gateway's contract tests, on the local gateway"):
         local = await asyncio.to_thread(differences.ask, folder, "contract-local", differences.SUITES, None, 0)
-        record.require(bool(local) and all(row["passed"] for row in local), f"the contract tests fail on the local gateway (log: {folder / 'contract-local.log'}).")
+        record.require(
+            bool(local) and all(row["passed"] for row in local), f"the contract tests fail on the local gateway (log: {folder / 'contract-local.log'})."
+        )
     with record.step("the same contract tests, on MiniStack's gateway") as step:
         rows = await asyncio.to_thread(differences.ask, folder, "contract-ministack", differences.SUITES, endpoint_url, port)
         record.require(len(rows) == len(local), f"{len(rows)} of {len(local)} contract tests ran (log: {folder / 'contract-ministack.log'}).")
@@ -172,10 +169,6 @@ async def _refuse_to_destroy(record: Record, cdk: tools.Cdk, asker: stand_ins.As
     """The protected stack refuses; then the operator switches the protection off, as docs/operations says."""
     with record.step("cdk destroy is refused while the state is protected; protection switched off") as step:
         status, output = await asyncio.to_thread(cdk.destroy, "destroy-refused", folder)
-        record.require(status != 0 and STATE in inventory_names(asker), f"cdk destroy deleted {STATE} although it is protected.")
+        record.require(status != 0 and STATE in steps.stacks(asker), f"cdk destroy deleted {STATE} although it is protected.")
         step["note"] = tools.last_line(output)
         asker.client("cloudformation").update_termination_protection(StackName=STATE, EnableTerminationProtection=False)
-
-
-def inventory_names(asker: stand_ins.Asker) -> list[str]:
-    return [stack["StackName"] for stack in inventory.items(asker, "cloudformation", "describe_stacks", "Stacks") if stack["StackStatus"] != "DELETE_COMPLETE"]

@@ -29,7 +29,10 @@ async def rehearse(record: Record, supervisor: Supervisor, folder: Path, environ
         cdk = steps.cdk_for(folder, "moto", stand_ins.moto_url(port), stand_ins.MOTO_ACCOUNT)
     with record.step("start moto"):
         await supervisor.start(stand_ins.moto(port))
-    deployment = steps.Deployment(record, cdk, stand_ins.Asker(stand_ins.moto_url(port)), SETTINGS, _adapt, method="direct")  # moto exports the outputs of a stack that was made without a change set only
+        stand_ins.must_be_on_loopback(port)
+    deployment = steps.Deployment(
+        record, cdk, stand_ins.Asker(stand_ins.moto_url(port)), SETTINGS, _adapt, method="direct"
+    )  # moto exports the outputs of a stack that was made without a change set only
     await deployment.bootstrap()
     await deployment.deploy()
     await deployment.deploy_again()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from infra.rehearsal.record import RehearsalError
 from local.services import HOST, ping_http
 from local.supervisor import Child
 
@@ -61,7 +63,20 @@ class Asker:
 
         if service not in self._clients:
             config = Config(retries={"total_max_attempts": 2}, connect_timeout=5, read_timeout=30)
-            self._clients[service] = boto3.client(
-                service, endpoint_url=self.endpoint_url, region_name=self.region, aws_access_key_id="test", aws_secret_access_key="test", config=config
-            )
+            session: Any = boto3.Session(aws_access_key_id="test", aws_secret_access_key="test", region_name=self.region)
+            self._clients[service] = session.client(service, endpoint_url=self.endpoint_url, config=config)
         return self._clients[service]
+
+
+def must_be_on_loopback(port: int) -> None:
+    """Raises RehearsalError when the port answers on this machine's address in its network too: a stand-in checks nobody's keys."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the address that packets would leave from
+        except OSError:
+            return  # there is no network
+        address = asked.getsockname()[0]
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
+        tried.settimeout(2)
+        if not address.startswith("127.") and tried.connect_ex((address, port)) == 0:
+            raise RehearsalError(f"Port {port} answers on {address}: a stand-in must be on loopback only.")

@@ -28,7 +28,6 @@ class Deployment:
         self.assembly = Path()
         self.wanted: Counter[str] = Counter()
         self._before: dict[str, int | None] = {}
-        self._after: dict[str, int | None] = {}
 
     async def bootstrap(self) -> None:
         with self.record.step("cdk bootstrap"):
@@ -45,12 +44,14 @@ class Deployment:
         with self.record.step("cdk deploy"):
             await asyncio.to_thread(self.cdk.deploy, "first-deploy", self.assembly, self._method)
         with self.record.step("what really exists") as step:
-            self._after = await asyncio.to_thread(inventory.snapshot, self.asker, self.wanted)
-            rows = inventory.compare(self.wanted, self._before, self._after)
+            after = await asyncio.to_thread(inventory.snapshot, self.asker, self.wanted)
+            rows = inventory.compare(self.wanted, self._before, after)
             missing, unasked = inventory.not_made(rows), inventory.not_asked(rows)
             self.record.findings |= {"resources": rows, "not_created": missing, "not_asked": unasked}
             made = sum(min(row["made"] or 0, row["in_templates"]) for row in rows.values())
-            step["note"] = f"{made} of {sum(self.wanted.values())}; not created: {', '.join(missing) or 'none'}; could not be asked: {', '.join(unasked) or 'none'}"
+            step["note"] = (
+                f"{made} of {sum(self.wanted.values())}; not created: {', '.join(missing) or 'none'}; could not be asked: {', '.join(unasked) or 'none'}"
+            )
 
     def _synth(self, name: str) -> tuple[Path, dict[str, Any]]:
         folder = self.cdk.synth(name, self.settings)
@@ -61,8 +62,8 @@ class Deployment:
         with self.record.step("cdk deploy again: no change") as step:
             again, _ = await asyncio.to_thread(self._synth, "second.out")
             output = await asyncio.to_thread(self.cdk.deploy, "second-deploy", again, self._method)
-            unchanged, stacks = set(_UNCHANGED.findall(output)), set(assembly.templates(again))
-            self.record.require(unchanged == stacks, f"deployed again, these stacks changed: {', '.join(sorted(stacks - unchanged))}.")
+            unchanged, names = set(_UNCHANGED.findall(output)), set(assembly.templates(again))
+            self.record.require(unchanged == names, f"deployed again, these stacks changed: {', '.join(sorted(names - unchanged))}.")
             step["note"] = f"{len(unchanged)} stacks unchanged"
 
     async def destroy(self) -> None:
@@ -70,34 +71,27 @@ class Deployment:
         with self.record.step("cdk destroy") as step:
             status, output = await asyncio.to_thread(self.cdk.destroy, "destroy", self.assembly)
             self.record.require(status == 0, f"cdk destroy ended with status {status}: {last_line(output)}.")
-            left = await asyncio.to_thread(self._stacks)
+            left = await asyncio.to_thread(stacks, self.asker)
             self.record.require(not left, f"these stacks are still there: {', '.join(left)}.")
             stays = await asyncio.to_thread(self._what_stays)
-            step["note"] = f"kept on purpose: {', '.join(f'{number} {kind}' for kind, number in sorted(stays.items())) or 'nothing'}"
-
-    def _stacks(self) -> list[str]:
-        stacks = inventory.items(self.asker, "cloudformation", "describe_stacks", "Stacks")
-        return [stack["StackName"] for stack in stacks if stack["StackName"] != BOOTSTRAP_STACK and stack["StackStatus"] != "DELETE_COMPLETE"]
+            step["note"] = f"still there: {', '.join(f'{number} {kind}' for kind, number in sorted(stays.items())) or 'nothing'}"
 
     def _what_stays(self) -> dict[str, int]:
-        """What is there still of each type, beyond what was there before the first deployment."""
+        """What is there still of each type, beyond what was there before; where that is not what the templates keep, `stays_otherwise` says so."""
         now, kept = inventory.snapshot(self.asker, self.wanted), assembly.retained(self.assembly)
         stays = {kind: (number or 0) - (self._before[kind] or 0) for kind, number in now.items()}
-        stays = {kind: number for kind, number in stays.items() if number > 0}
-        made = {kind: (self._after[kind] or 0) - (self._before[kind] or 0) for kind in stays}
-        self.record.findings["stays_after_destroy"] = stays
-        for kind in sorted(stays.keys() | kept.keys()):
-            wanted = min(kept[kind], made.get(kind, kept[kind]))
-            self._judge(kind, stays.get(kind, 0), wanted)
-        return stays
+        made = [kind for kind in now if kind not in self.record.findings["not_created"]]  # of what never was nothing can stay
+        self.record.findings["stays_after_destroy"] = {kind: number for kind, number in stays.items() if number > 0}
+        self.record.findings["stays_otherwise"] = {
+            kind: {"stays": stays[kind], "templates_keep": kept[kind]} for kind in made if now[kind] is not None and stays[kind] != kept[kind]
+        }
+        return {kind: number for kind, number in stays.items() if number > 0}
 
-    def _judge(self, kind: str, stays: int, wanted: int) -> None:
-        """A deviation is a failure where the stand-in made what the templates hold; of what it never made nothing can stay."""
-        if kind in self.record.findings["not_created"]:
-            return
-        self.record.findings.setdefault("stays_otherwise", {})
-        if stays != wanted:
-            self.record.findings["stays_otherwise"][kind] = {"stays": stays, "templates_keep": wanted}
+
+def stacks(asker: Asker) -> list[str]:
+    """The living stacks but the one that `cdk bootstrap` made."""
+    found = inventory.items(asker, "cloudformation", "describe_stacks", "Stacks")
+    return [stack["StackName"] for stack in found if stack["StackName"] != BOOTSTRAP_STACK and stack["StackStatus"] != "DELETE_COMPLETE"]
 
 
 def cdk_for(folder: Path, stand_in: str, endpoint_url: str, account: str) -> Cdk:

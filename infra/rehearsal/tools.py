@@ -34,10 +34,12 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(_NOT_PASSED_ON)}
 
 
-def run(command: Sequence[str], log: Path, *, timeout_s: float, cwd: Path = ROOT, environment: Mapping[str, str] | None = None, given: str = "") -> tuple[int, str]:
+def run(
+    command: Sequence[str], log: Path, *, timeout_s: float, cwd: Path = ROOT, environment: Mapping[str, str] | None = None, given: str = ""
+) -> tuple[int, str]:
     """Exit status and output (both streams, which also go to `log`); RehearsalError when it does not end in time, and then it is ended with its children."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(  # noqa: S603  # the words are ours
+    process = subprocess.Popen(  # the words are ours
         command,
         cwd=cwd,
         env=dict(clean_environment() if environment is None else environment),
@@ -61,7 +63,9 @@ def run(command: Sequence[str], log: Path, *, timeout_s: float, cwd: Path = ROOT
     return process.returncode, output
 
 
-def must_run(what: str, command: Sequence[str], log: Path, *, timeout_s: float, cwd: Path = ROOT, environment: Mapping[str, str] | None = None, given: str = "") -> str:
+def must_run(
+    what: str, command: Sequence[str], log: Path, *, timeout_s: float, cwd: Path = ROOT, environment: Mapping[str, str] | None = None, given: str = ""
+) -> str:
     """The output of a command that succeeds; RehearsalError with its last line otherwise."""
     status, output = run(command, log, timeout_s=timeout_s, cwd=cwd, environment=environment, given=given)
     if status:
