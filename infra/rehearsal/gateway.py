@@ -10,6 +10,7 @@ import io
 import os
 import zipfile
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 from aiohttp import web
@@ -37,6 +38,12 @@ def handler(event, context):
 _ROLE: Final = "arn:aws:iam::000000000000:role/probe"
 
 
+@cache
+def _asker(endpoint_url: str, region: str) -> Asker:
+    """Kept for all tests: making boto3's clients costs more than most of them."""
+    return Asker(endpoint_url, region)
+
+
 class StandInGateway:
     """Both APIs at the stand-in. Quotas there cannot be changed: `limits` are taken and not used."""
 
@@ -53,32 +60,37 @@ class StandInGateway:
     ) -> None:
         self._functions, self._invoke, self._stage, self._region, self._allow_origins = functions, invoke, stage, region, allow_origins
         self._base = os.environ[ENDPOINT_ENVIRONMENT]
-        self._asker = Asker(self._base, region)
+        self._asker = _asker(self._base, region)
         self._api_ids: set[str] = set()
         self._runner: web.AppRunner | None = None
         self.http_url = self.socket_url = self.connections_url = self.admin_url = ""
 
     async def start(self) -> None:
-        """Listen for the functions' events, then make both APIs."""
+        """Listen for the functions' events, then make the APIs that have a route."""
         application = web.Application(client_max_size=64 * 1024 * 1024)
         application.router.add_post("/{name}", self._ask)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         await web.TCPSite(self._runner, HOST, int(os.environ[PORT_ENVIRONMENT]), reuse_address=True).start()
         arns = {function.name: await asyncio.to_thread(self._function, function.name) for function in self._functions}
-        http_id, socket_id = await asyncio.gather(asyncio.to_thread(self._make_http, arns), asyncio.to_thread(self._make_socket, arns))
-        self._api_ids = {http_id, socket_id}
-        self.http_url = f"{self._base}/_aws/execute-api/{http_id}/$default"
-        self.connections_url = f"{self._base}/_aws/execute-api/{socket_id}/{self._stage}"
-        self.socket_url = self.connections_url.replace("http://", "ws://")
+        if self._has(Http):
+            self._api_ids.add(http_id := await asyncio.to_thread(self._make_http, arns))
+            self.http_url = f"{self._base}/_aws/execute-api/{http_id}/$default"
+        if self._has(Socket):
+            self._api_ids.add(socket_id := await asyncio.to_thread(self._make_socket, arns))
+            self.connections_url = f"{self._base}/_aws/execute-api/{socket_id}/{self._stage}"
+            self.socket_url = self.connections_url.replace("http://", "ws://")
 
     async def close(self) -> None:
-        """Delete both APIs and stop listening."""
+        """Delete the APIs and stop listening."""
         api = self._asker.client("apigatewayv2")
         for api_id in self._api_ids:
             await asyncio.to_thread(api.delete_api, ApiId=api_id)
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def _has(self, kind: type) -> bool:
+        return any(isinstance(route, kind) for function in self._functions for route in function.routes)
 
     async def _ask(self, request: web.Request) -> web.Response:
         event = await request.json()

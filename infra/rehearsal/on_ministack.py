@@ -62,7 +62,7 @@ async def rehearse(record: Record, supervisor: Supervisor, folder: Path, environ
         step["note"] = "MiniStack has no DNS name for it"
     await conversation.hold(record, rest_url, socket_url, *people)
     await _conform(record, own, endpoint_url, ports["probe"])
-    await deployment.deploy_again()
+    await deployment.deploy_again(new_synth=True)
     await _refuse_to_destroy(record, cdk, asker, deployment.assembly)
     await deployment.destroy()
     for kind, found in record.findings.get("stays_otherwise", {}).items():

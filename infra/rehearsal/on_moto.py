@@ -35,7 +35,7 @@ async def rehearse(record: Record, supervisor: Supervisor, folder: Path, environ
     )  # moto exports the outputs of a stack that was made without a change set only
     await deployment.bootstrap()
     await deployment.deploy()
-    await deployment.deploy_again()
+    await deployment.deploy_again(new_synth=False)
     await deployment.destroy()
     return steps.versions(cdk) | {"moto": version("moto")}
 
