@@ -28,21 +28,23 @@ def retained(assembly: Path) -> Counter[str]:
     return Counter(resource["Type"] for resource in resources if resource.get("DeletionPolicy") in ("Retain", "RetainExceptOnCreate"))
 
 
-def take_out(assembly: Path, refused: Collection[str]) -> dict[str, list[str]]:
-    """Removes every resource of these types; answers which (type -> `stack/logical id`). A resource that others refer to must not be named."""
-    gone: dict[str, list[str]] = {}
+def take_out(assembly: Path, kind: str, having: str | None = None) -> list[str]:
+    """Removes every resource of this type (only those with that property, where one is named); answers which, as `stack/logical id`.
+
+    What else refers to them must not be there; who only waits for them no longer does.
+    """
+    gone: list[str] = []
     for stack, template in templates(assembly).items():
-        leaving = {name: resource["Type"] for name, resource in template["Resources"].items() if resource["Type"] in refused}
+        fitting = [name for name, resource in template["Resources"].items() if resource["Type"] == kind]
+        leaving = [name for name in fitting if having is None or having in template["Resources"][name].get("Properties", {})]
         if not leaving:
             continue
-        for name, kind in leaving.items():
+        for name in leaving:
             del template["Resources"][name]
-            gone.setdefault(kind, []).append(f"{stack}/{name}")
+            gone.append(f"{stack}/{name}")
         for resource in template["Resources"].values():
-            before = resource.get("DependsOn", [])
-            after = [name for name in ([before] if isinstance(before, str) else before) if name not in leaving]
-            resource.pop("DependsOn", None)
-            if after:
+            before = resource.pop("DependsOn", [])
+            if after := [name for name in ([before] if isinstance(before, str) else before) if name not in leaving]:
                 resource["DependsOn"] = after
         _replace_template(assembly, stack, template)
     return gone

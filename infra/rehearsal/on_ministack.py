@@ -19,8 +19,13 @@ from local import service_aws, service_mongo, service_redis
 from local.services import choose_ports
 from local.supervisor import Supervisor
 
-# What its CloudFormation does not know: a template with one of these types is refused as a whole. Nothing refers to them.
-REFUSED: Final = {"AWS::ApiGatewayV2::RouteResponse": "MiniStack answers with the function's body whether a route has a route response or not."}
+METRIC_MATH: Final = "AWS::CloudWatch::Alarm with Metrics"  # a type, or a type with a property
+# What its CloudFormation does not know; nothing refers to it. A template with an unknown type is refused as a whole.
+REFUSED: Final = {
+    "AWS::ApiGatewayV2::RouteResponse": "MiniStack answers with the function's body whether a route has a route response or not.",
+    "AWS::Budgets::Budget": "MiniStack has no budgets.",
+    METRIC_MATH: "MiniStack has alarms on one metric only.",
+}
 TENANT: Final = "acme"
 PREFIX: Final = f"heliograph/{tools.STAGE}"
 CONNECTIONS: Final = "HELIOGRAPH_CONNECTIONS_URL"
@@ -48,7 +53,7 @@ async def rehearse(record: Record, supervisor: Supervisor, folder: Path, environ
         stand_ins.must_be_on_loopback(ports["ministack"])
     settings = _settings(ports)
     asker = stand_ins.Asker(endpoint_url)
-    deployment = steps.Deployment(record, cdk, asker, settings, lambda found: {kind: _taken(found, kind) for kind in REFUSED})
+    deployment = steps.Deployment(record, cdk, asker, settings, _take_out)
     await deployment.bootstrap()
     await deployment.deploy()
     for kind in record.findings["not_created"]:
@@ -82,9 +87,9 @@ def _settings(ports: Mapping[str, int]) -> dict[str, str]:
     }
 
 
-def _taken(folder: Path, kind: str) -> dict[str, Any]:
-    gone = assembly.take_out(folder, {kind}).get(kind, [])
-    return {"why": REFUSED[kind], "resources": len(gone)}
+def _take_out(folder: Path) -> dict[str, Any]:
+    gone = {refused: assembly.take_out(folder, *refused.split(" with ")) for refused in REFUSED}
+    return {refused: {"why": REFUSED[refused], "resources": names} for refused, names in gone.items() if names}
 
 
 def _locked(name: str) -> str:

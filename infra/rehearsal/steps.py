@@ -13,7 +13,7 @@ from typing import Any
 from infra.rehearsal import assembly, inventory
 from infra.rehearsal.record import Record
 from infra.rehearsal.stand_ins import REGION, Asker
-from infra.rehearsal.tools import Cdk, install_cdk, last_line, node, run
+from infra.rehearsal.tools import Cdk, install_cdk, node, reason, run
 
 Adapt = Callable[[Path], dict[str, Any]]  # takes out of an assembly what the stand-in refuses, and says what that was
 BOOTSTRAP_STACK = "CDKToolkit"
@@ -70,7 +70,7 @@ class Deployment:
         """Nothing may stay but what the templates say is to be kept."""
         with self.record.step("cdk destroy") as step:
             status, output = await asyncio.to_thread(self.cdk.destroy, "destroy", self.assembly)
-            self.record.require(status == 0, f"cdk destroy ended with status {status}: {last_line(output)}.")
+            self.record.require(status == 0, f"cdk destroy ended with status {status}: {reason(output)}.")
             left = await asyncio.to_thread(stacks, self.asker)
             self.record.require(not left, f"these stacks are still there: {', '.join(left)}.")
             stays = await asyncio.to_thread(self._what_stays)

