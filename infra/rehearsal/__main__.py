@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ async def _rehearse(options: argparse.Namespace, environ: dict[str, str]) -> int
             record.require(False, str(error))
         except TimeoutError:
             record.require(False, f"the rehearsal did not end within {WHOLE_S:.0f} s.")
+        except Exception as error:  # the edge of the process
+            log = folder / record.stand_in / "traceback.log"
+            await asyncio.to_thread(log.write_text, traceback.format_exc())
+            record.require(False, f"{type(error).__name__}: {error} (traceback: {log}).")
         finally:
             await supervisor.stop()
     failures = [failure for record in records for failure in record.failures]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+Has = Callable[[str, str | None], bool]  # (type, attribute; None for what Ref answers) -> whether the stand-in has a value for it
 
 
 def templates(assembly: Path) -> dict[str, dict[str, Any]]:
@@ -59,32 +61,32 @@ def drop_termination_protection(assembly: Path) -> list[str]:
     return had
 
 
-def write_out_references(assembly: Path, known: Collection[str]) -> dict[str, int]:
-    """Puts a text where a template refers to a resource of a type that is not known there: it will not exist and has no value. Answers how many, by type.
+def write_out_references(assembly: Path, has: Has) -> dict[str, int]:
+    """Puts a text where a template refers to what will have no value there. Answers how many, by type.
 
     The text is the resource's own name where the template has one: then it is what AWS would answer.
     """
     written: Counter[str] = Counter()
     for stack, template in templates(assembly).items():
-        absent = {name: resource for name, resource in template["Resources"].items() if resource["Type"] not in known}
+        resources = template["Resources"]
         for part in ("Resources", "Outputs"):
-            template[part] = _written_out(template.get(part, {}), absent, written)
+            template[part] = _written_out(template.get(part, {}), resources, has, written)
         _replace_template(assembly, stack, template)
     return dict(written)
 
 
-def _written_out(value: Any, absent: dict[str, Any], written: Counter[str]) -> Any:
+def _written_out(value: Any, resources: dict[str, Any], has: Has, written: Counter[str]) -> Any:
     if isinstance(value, list):
-        return [_written_out(each, absent, written) for each in value]
+        return [_written_out(each, resources, has, written) for each in value]
     if not isinstance(value, dict):
         return value
-    target = value.get("Ref") if len(value) == 1 else None
-    if len(value) == 1 and isinstance(parts := value.get("Fn::GetAtt"), list):
-        target = parts[0]
-    if isinstance(target, str) and target in absent:
-        written[absent[target]["Type"]] += 1
-        return absent[target].get("Properties", {}).get("Name", f"not-created-{target}")
-    return {name: _written_out(each, absent, written) for name, each in value.items()}
+    if len(value) == 1:
+        parts = value.get("Fn::GetAtt")
+        target, attribute = parts if isinstance(parts, list) else (value.get("Ref"), None)
+        if target in resources and not has(resources[target]["Type"], attribute):
+            written[resources[target]["Type"]] += 1
+            return resources[target].get("Properties", {}).get("Name", f"not-created-{target}")
+    return {name: _written_out(each, resources, has, written) for name, each in value.items()}
 
 
 def _replace_template(assembly: Path, stack: str, template: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 # CloudFormation type -> (service, operation, where the items stand in its answer)
 LISTED: Final = {
@@ -146,8 +147,8 @@ def count(session: Any, kind: str) -> int | None:
         if kind in NESTED:
             return NESTED[kind](session)
         return len(items(session, *LISTED[kind])) if kind in LISTED else None
-    except (ClientError, BotoCoreError):
-        return None
+    except (ClientError, BotoCoreError, ResponseParserError):
+        return None  # the last: a page of HTML from a server that failed
 
 
 def snapshot(session: Any, kinds: Iterator[str] | Counter[str]) -> dict[str, int | None]:

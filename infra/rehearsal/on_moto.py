@@ -41,10 +41,16 @@ async def rehearse(record: Record, supervisor: Supervisor, folder: Path, environ
 
 
 def _adapt(folder: Path) -> dict[str, Any]:
-    """moto has no UpdateTerminationProtection, and the CLI calls it; what refers to a resource of a type that it skips would fail."""
-    from moto.cloudformation.parsing import get_model_map
-
+    """moto has no UpdateTerminationProtection, and the CLI calls it; what refers to what it does not make would fail."""
     return {
         "termination_protection_of": assembly.drop_termination_protection(folder),
-        "references_to_skipped_types": assembly.write_out_references(folder, get_model_map().keys()),
+        "references_written_out": assembly.write_out_references(folder, _has),
     }
+
+
+def _has(kind: str, attribute: str | None) -> bool:
+    """Whether moto's CloudFormation makes this type, and knows this attribute of it."""
+    from moto.cloudformation.parsing import get_model_map
+
+    model = get_model_map().get(kind)
+    return model is not None and (attribute is None or bool(model.has_cfn_attr(attribute)))
