@@ -10,12 +10,12 @@ export PATH := $(PATH):$(CURDIR)/$(BIN)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && mkdir -p build && \
 	{ $(BIN)/lint-imports --no-cache > build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }; }
-TYPES = $(BIN)/mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client tests bench docs
+TYPES = $(BIN)/mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client infra/rehearsal tests bench docs
 .DEFAULT_GOAL := help
-.PHONY: help setup run lint check format unit test test-pythons e2e bench synth lock clean
+.PHONY: help setup run lint check format unit test test-pythons e2e bench synth lock deploy-rehearsal clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 $(STAMP)/python: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@echo "== setting up $(VENV): about a minute the first time"
@@ -94,6 +94,9 @@ lock: $(STAMP)/python  ## infra/cdk/functions.lock from constraints.txt: what sh
 	@$(BIN)/uv pip compile pyproject.toml --extra functions --constraints constraints.txt --quiet --output-file infra/cdk/functions.lock \
 		--generate-hashes --only-binary :all: --python-platform aarch64-manylinux_2_28 --python-version 3.13 \
 		--annotation-style line --custom-compile-command 'make lock' > /dev/null
+
+deploy-rehearsal: $(STAMP)/infra  ## the CDK CLI deploys and destroys the stacks on two stand-ins for AWS; build/rehearsal.json says what held
+	@$(BIN)/python -m infra.rehearsal
 
 clean:  ## forget what was built; .local (the laptop's data) stays
 	@rm -rf build clients/web/dist clients/web/node_modules $(STAMP)/web

@@ -44,8 +44,6 @@ class Media(Stack):
 
     def __init__(self, scope: Construct, deployment: Deployment, network: Network, state: State, api: Api) -> None:
         super().__init__(scope, f"heliograph-{deployment.stage}-media", description="Heliograph: the media fleet", env=deployment.env)
-        if (why := unsuitable(deployment.own)) is not None:
-            raise ContextError(why)
         self._deployment, self._network, self._state, self._api = deployment, network, state, api
         self._is_fargate = deployment.own["media"] == "fargate"
         self._is_behind_balancer = network.relay_balancer is not None

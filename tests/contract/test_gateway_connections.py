@@ -17,8 +17,8 @@ from websockets.exceptions import ConnectionClosed
 
 from adapters import sigv4
 from functions.routes import Function, Socket
-from local.gateway import Gateway
 from local.gateway_limits import Limits
+from tests.contract.gateways import Gateway
 
 LOCAL = sigv4.Credentials("local", "secret", "session")
 FUNCTIONS = (Function("talk", "Answers with the connection id.", (Socket("$default", "All."),), ()),)

@@ -15,9 +15,9 @@ import pytest
 
 from adapters import sigv4
 from functions.routes import Authorizer, Function, Http
-from local.gateway import Gateway
 from local.gateway_limits import Limits
 from local.lambdas import FunctionError
+from tests.contract.gateways import Gateway
 
 FUNCTIONS = (
     Function("authorizer", "Decides.", (Authorizer("authorization"),), ()),

@@ -16,9 +16,9 @@ from websockets.typing import Subprotocol
 from adapters import outbox_apigateway as outbox
 from adapters import sigv4
 from functions.routes import Authorizer, Function, Socket
-from local.gateway import Gateway
 from local.gateway_limits import Limits
 from local.lambdas import FunctionError
+from tests.contract.gateways import Gateway
 
 LOCAL = sigv4.Credentials("local", "secret")
 OFFERED = [Subprotocol("heliograph.v1"), Subprotocol("ticket.abc")]
