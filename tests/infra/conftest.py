@@ -70,11 +70,6 @@ def synthesised(tmp_path_factory: pytest.TempPathFactory) -> Synthesised:
 
 
 @pytest.fixture(scope="session")
-def presets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Synthesis]:
-    return synthesise_all(tmp_path_factory.mktemp("presets"))
-
-
-@pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Synthesise:
     """`deployed("prod", egress="nat-instance")`: a preset with other choices, in a Region, synthesised once in the run."""
     made: dict[tuple[str, ...], Synthesised] = {}
