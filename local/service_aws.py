@@ -31,7 +31,6 @@ _ENCRYPTION: Final = (
     f"<SSEAlgorithm>aws:kms</SSEAlgorithm><KMSMasterKeyID>{KEY_ALIAS}</KMSMasterKeyID>"
     "</ApplyServerSideEncryptionByDefault><BucketKeyEnabled>true</BucketKeyEnabled></Rule></ServerSideEncryptionConfiguration>"
 )
-_QUIET_MOTO: Final = "import logging, sys; logging.getLogger('werkzeug').setLevel(logging.WARNING); from moto.server import main; main(sys.argv[1:])"
 _JSON: Final = {"sqs": ("AmazonSQS", "1.0"), "kms": ("TrentService", "1.1"), "secretsmanager": ("secretsmanager", "1.1")}
 
 
@@ -45,7 +44,7 @@ def child(gate: AwsGate, port: int, queues: Iterable[Queue], secret_values: Mapp
 
     return Child(
         "moto",
-        (sys.executable, "-c", _QUIET_MOTO, "-H", HOST, "-p", str(port)),
+        (sys.executable, "-m", "local.moto_server", "-H", HOST, "-p", str(port)),
         lambda: ping_http(port, "/moto-api/data.json"),
         environment={"AWS_ACCESS_KEY_ID": "LOCAL", "AWS_SECRET_ACCESS_KEY": "LOCAL", "AWS_EC2_METADATA_DISABLED": "true"},
         restored=restored,

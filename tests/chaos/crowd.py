@@ -20,6 +20,8 @@ from heliograph_client import Client, Event, HeliographError, make_id
 from heliograph_client.ids import now_ms
 from heliograph_client.rest import Session
 
+ENTERING = 10  # attempts to come in: where two hours pass in seconds, a busy machine's socket may be over before its hello
+
 
 @dataclass(slots=True)
 class Sent:
@@ -85,14 +87,14 @@ class Crowd:
         sent = Sent(person.room_id, person.who.device_id, loop.time())
         self.sent.append(sent)
         try:
-            ack = await person.client.send_text(person.room_id, "a word", timeout_s=60)
+            ack = await person.client.send_text(person.room_id, "a word", timeout_s=180)
         except HeliographError as error:
             self.refused.append(f"{type(error).__name__}: {error}")
             return
         assert ack.offset is not None
         sent.acknowledged_s, sent.offset = loop.time(), ack.offset
 
-    async def dropped(self, admin_url: str, count: int | None = None, timeout_s: float = 60.0) -> float:
+    async def dropped(self, admin_url: str, count: int | None = None, timeout_s: float = 180.0) -> float:
         """Breaks the oldest sockets, or all; answers the seconds until everybody who noticed is back."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
@@ -189,8 +191,15 @@ async def crowd(
             client.rest.session = Session(who.tenant_id, who.account_id, who.device_id, issuer.access_token(who), "", now_ms() + 900_000)
             for name in ("message", "welcome", "stream_reset", "room_lost", "closed", "signed_out"):
                 client.on(name, person.note)
-            await client.connect()
-            ack = await client.join(person.room_id)
+            for attempt in range(ENTERING):
+                try:
+                    await client.connect()
+                    ack = await client.join(person.room_id)
+                except HeliographError as error:
+                    if not error.retryable or attempt == ENTERING - 1:
+                        raise
+                else:
+                    break
             person.start = ack.offset or 0
 
     try:

@@ -25,7 +25,7 @@ def nothing_is_lost(everybody: Crowd, unstored: int) -> None:
     assert (everybody.duplicates(), everybody.disorder(), unstored) == (0, 0, 0)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(420)
 async def test_two_hundred_sockets_that_break_at_once_are_back_and_have_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with running(tmp_path) as stack:
         endpoints = stack.endpoints()

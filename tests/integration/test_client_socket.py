@@ -32,6 +32,7 @@ class Script:
         self.dead_tokens: set[str] = set()
         self.tickets: set[str] = set()
         self.heartbeat_s = 20.0
+        self.late_s = 0.0  # how long a hello waits
         self.refuse_posts: list[int] = []
         self.reply: Reply = acknowledge
         self.sockets: list[web.WebSocketResponse] = []
@@ -83,6 +84,7 @@ class Script:
             frame = parse_frame(message.data, BODY_SHAPES)
             self.frames.append(frame)
             if frame.action == "hello":
+                await asyncio.sleep(self.late_s)
                 await acknowledge(frame, socket)
                 await post(socket, "welcome", {"heartbeat_s": self.heartbeat_s})
             else:
@@ -195,6 +197,18 @@ async def test_a_frame_cut_off_by_a_lost_socket_is_sent_again_on_the_next_one(sc
     texts = [frame for frame in script.frames if frame.action == "message"]
     assert [frame.id for frame in texts] == [texts[0].id] * 2
     assert texts[1].client_seq == 2, "a new socket counts anew"
+
+
+async def test_a_server_that_is_late_is_given_more_time_and_no_second_hello(script: Script) -> None:
+    """Every attempt that is given up costs a busy server as much as one that succeeds: with one patience for all a crowd never comes back."""
+    async with online(script, timeout_s=0.5) as client:
+        script.late_s = 0.75
+        await script.sockets[0].close(code=WSCloseCode.GOING_AWAY)
+        await until(lambda: not client.is_online, "the lost socket noticed")
+        await until(lambda: client.is_online, "a welcome that takes longer than the first attempt waits", timeout_s=15.0)
+        attempts = len(script.sockets) - 1
+        assert attempts > 1, "the first attempt waits half a second only"
+        assert [frame.action for frame in script.frames].count("hello") <= 1 + attempts, "one hello a socket"
 
 
 async def test_a_device_that_was_replaced_does_not_fight_its_successor(script: Script) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from heliograph_client.backoff import BASE_S, CAP_S, SHORTEST_PROOF_S, STABLE_S, Backoff, full_jitter_s, prove_after_s, replace_after_s
+from heliograph_client.backoff import BASE_S, CAP_S, MOST_PATIENCE, SHORTEST_PROOF_S, STABLE_S, Backoff, full_jitter_s, prove_after_s, replace_after_s
 from heliograph_client.clock import Clock
 from heliograph_client.events import Relayed
 from heliograph_client.frames import Event
@@ -29,6 +29,24 @@ def test_the_hint_starts_the_pauses_anew() -> None:
     backoff = Backoff(attempt=9)
     backoff.collapse()
     assert backoff.pause_s(0.0, 1.0) == BASE_S
+
+
+def test_a_server_that_was_late_is_waited_for_longer_until_a_socket_stays_or_the_network_is_another() -> None:
+    backoff = Backoff()
+    seen = []
+    for _ in range(4):
+        seen.append(backoff.patience)
+        backoff.too_late()
+    assert seen == [1, 2, MOST_PATIENCE, MOST_PATIENCE]
+    backoff.opened(100.0)
+    backoff.pause_s(100.0 + STABLE_S - 1, 1.0)
+    assert backoff.patience == MOST_PATIENCE
+    backoff.opened(200.0)
+    backoff.pause_s(200.0 + STABLE_S, 1.0)
+    assert backoff.patience == 1
+    backoff.too_late()
+    backoff.collapse()
+    assert backoff.patience == 1
 
 
 def test_a_socket_is_replaced_before_its_time_at_a_moment_of_its_own() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BASE_S, CAP_S, STABLE_S = 0.5, 20.0, 60.0
+MOST_PATIENCE = 4
 SHORTEST_PROOF_S = 1.0
 
 
@@ -15,9 +16,14 @@ def full_jitter_s(attempt: int, fraction: float, base_s: float = BASE_S, cap_s: 
 
 @dataclass(slots=True)
 class Backoff:
-    """The pauses between attempts to come back; a socket that stayed for `STABLE_S` starts them anew."""
+    """The pauses between attempts to come back; a socket that stayed for `STABLE_S` starts them anew.
+
+    `patience` multiplies how long an answer is waited for. A server that answers too late is busy: a crowd that gives up and starts over keeps it busy with
+    work that nobody waits for any more, for ever. So whoever was too impatient waits longer the next time.
+    """
 
     attempt: int = 0
+    patience: int = 1
     _opened_at_s: float | None = None
 
     def opened(self, now_s: float) -> None:
@@ -27,15 +33,19 @@ class Backoff:
     def pause_s(self, now_s: float, fraction: float) -> float:
         """How long to wait before the next attempt."""
         if self._opened_at_s is not None and now_s - self._opened_at_s >= STABLE_S:
-            self.attempt = 0
+            self.collapse()
         self._opened_at_s = None
         pause_s = full_jitter_s(self.attempt, fraction)
         self.attempt += 1
         return pause_s
 
+    def too_late(self) -> None:
+        """The server is there, and its answer did not come in time."""
+        self.patience = min(MOST_PATIENCE, 2 * self.patience)
+
     def collapse(self) -> None:
         """The network is said to be back: begin with short pauses."""
-        self.attempt = 0
+        self.attempt, self.patience = 0, 1
 
 
 def replace_after_s(at_ms: int, reconnect_by_ms: int, fraction: float) -> float:

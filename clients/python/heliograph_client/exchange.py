@@ -72,7 +72,10 @@ class Exchange:
         trace_id: str | None = None,
         over: Connection | None = None,
     ) -> Ack:
-        """Send a frame until it is acknowledged, on the socket `over` or on whichever is open. Raises HeliographError."""
+        """Send a frame until it is acknowledged, on the socket `over` or on whichever is open. Raises HeliographError.
+
+        On a socket of its own a frame is not sent twice for silence alone: what is late there comes later still behind its double.
+        """
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         pending = Pending(action, make_id("msg"), trace_id or new_trace_id(), room_id, {}, loop.create_future())
@@ -82,7 +85,8 @@ class Exchange:
             for attempt in range(1_000):
                 connection = over or await self._open_by(deadline_s, action, timeout_s)
                 pending.body, token = body() if callable(body) else body, connection.token
-                error = await self._attempt(pending, connection, max(0.1, min(deadline_s - loop.time(), timeout_s / 2)))
+                left_s = deadline_s - loop.time()
+                error = await self._attempt(pending, connection, max(0.1, left_s if over is not None else min(left_s, timeout_s / 2)))
                 if error is None:
                     return pending.acknowledged.result()
                 if error.code == AUTH_EXPIRED and action != PROOF and not has_proved:

@@ -2,7 +2,7 @@
 
 Rule 1. Nothing ends it but `close()`. A device that was replaced elsewhere, or is signed out, waits until it is told to go on.
 Rule 2. A planned replacement makes before it breaks: the new socket says hello and joins before the old one is closed.
-Rule 3. A socket that does not acknowledge a ping is dead, whatever TCP believes.
+Rule 3. A socket that does not acknowledge a ping is dead, whatever TCP believes. After a server that was only late, the next one has longer.
 Rule 4. Before a socket's access token expires the socket is given the next one. A socket that is refused as expired or signed out is replaced as any lost one:
 the next ticket tells whether this device is still signed in.
 """
@@ -143,14 +143,15 @@ class Uplink:
     async def _open(self, replaces: Connection | None = None) -> Connection:
         """A socket that was welcomed. From its hello on the server may close the one it replaces."""
         connection: Connection | None = None
+        timeout_s, ticket = self._timeout_s * self._backoff.patience, None
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 ticket = (await self._rest.call("POST", "/v1/tickets"))["ticket"]
                 connection = await open_connection(self._http, self._url, ticket, await self._rest.token())
                 connection.start(self._receive, self._ended)
                 if replaces is not None:
                     replaces.is_superseded = True
-                await self._exchange.request("hello", None, {"client": CLIENT_NAME}, timeout_s=self._timeout_s, over=connection)
+                await self._exchange.request("hello", None, {"client": CLIENT_NAME}, timeout_s=timeout_s, over=connection)
                 welcome, session = await asyncio.shield(connection.welcome), self._rest.session
                 if session is None or welcome.body.get("account_id", session.account_id) != session.account_id:
                     raise ConnectionLostError("Somebody signed in or out during the attempt.")
@@ -158,6 +159,8 @@ class Uplink:
         except BaseException as error:
             if connection is not None:
                 self._spawn(connection.close())
+            if isinstance(error, TimeoutError | TimedOutError) and ticket is not None:
+                self._backoff.too_late()
             if isinstance(error, TimeoutError):
                 raise TimedOutError("The server sent no welcome.") from None
             raise
@@ -308,7 +311,7 @@ class Uplink:
         while True:
             is_nudged = await _within(self._nudge, _now_s() + self._ping_every_s(connection) * (0.9 + 0.1 * _dice()))
             self._nudge.clear()
-            timeout_s = HINTED_PING_TIMEOUT_S if is_nudged else PING_TIMEOUT_S
+            timeout_s = HINTED_PING_TIMEOUT_S if is_nudged else PING_TIMEOUT_S * self._backoff.patience
             try:
                 for body in self._device.pings():
                     await self._exchange.request("ping", None, body, timeout_s=timeout_s, over=connection)
@@ -318,6 +321,8 @@ class Uplink:
                         self._spawn(self._device.come_back())  # a room is no longer ours: joining tells which
                     continue
                 _LOG.info("the socket is dead: %s", error)
+                if isinstance(error, TimedOutError) and not is_nudged:
+                    self._backoff.too_late()
                 await connection.close()
                 return
 

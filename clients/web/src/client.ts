@@ -11,6 +11,7 @@ import { type Socket, openSocket } from "./socket";
 export const CLIENT_NAME = "heliograph-web/0.1.0";
 const REMEMBERED = 2_048;
 const PROVE_AGAIN_MS = 5_000;
+const MOST_PATIENCE = 4;
 
 export type Status = "online" | "away" | "busy" | "on_a_call";
 
@@ -97,6 +98,7 @@ export class Client {
 
   #socket: Socket | undefined;
   #socketLifeMs = 0;
+  #patience = 1; // times timeoutMs: how long the next attempt waits for a welcome
   #isClosing = false;
   #opening: Promise<Welcome> | undefined;
   #keeping: Promise<void> | undefined;
@@ -212,14 +214,18 @@ export class Client {
     });
     try {
       socket.token = await this.rest.token();
-      await socket.exchange("hello", makeId("msg"), newTraceId(), undefined, { client: CLIENT_NAME }, this.timeoutMs);
-      const welcome = await Promise.race([arrived, sleep(this.timeoutMs).then(() => Promise.reject(ours("timed_out", "The server sent no welcome.")))]);
+      const limitMs = this.timeoutMs * this.#patience;
+      await socket.exchange("hello", makeId("msg"), newTraceId(), undefined, { client: CLIENT_NAME }, limitMs);
+      const welcome = await Promise.race([arrived, sleep(limitMs).then(() => Promise.reject(ours("timed_out", "The server sent no welcome.")))]);
       this.welcome = welcome.body as unknown as Welcome;
       if (this.welcome.account_id !== this.rest.session?.account_id) throw ours("connection_lost", "Somebody signed in or out meanwhile.");
       if (welcome.at_ms !== undefined) this.rest.told(welcome.at_ms);
       this.#socketLifeMs = this.welcome.reconnect_by_ms - this.rest.nowMs();
       this.#planProof(socket, this.welcome.auth_expires_at_ms);
+      this.#patience = 1;
     } catch (error) {
+      // a server that is late is busy: a crowd that gives up and starts over as impatient as before keeps it so
+      if (error instanceof HeliographError && error.code === "timed_out") this.#patience = Math.min(MOST_PATIENCE, 2 * this.#patience);
       socket.close();
       throw error;
     }
