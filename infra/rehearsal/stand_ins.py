@@ -15,13 +15,12 @@ from local.supervisor import Child
 REGION: Final = "eu-west-1"
 MOTO_ACCOUNT: Final = "123456789012"
 MINISTACK_ACCOUNT: Final = "000000000000"  # its data plane finds the APIs of its own account only
-_QUIET_MOTO: Final = "import logging, sys; logging.getLogger('werkzeug').setLevel(logging.WARNING); from moto.server import main; main(sys.argv[1:])"
 _KEYS: Final = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 def moto(port: int) -> Child:
     """moto's server. It creates what it knows and skips the rest; it runs no code."""
-    return Child("moto", (sys.executable, "-c", _QUIET_MOTO, "-H", HOST, "-p", str(port)), lambda: ping_http(port, "/moto-api/data.json"), environment=_KEYS)
+    return Child("moto", (sys.executable, "-m", "local.moto_server", "-H", HOST, "-p", str(port)), lambda: ping_http(port, "/moto-api/data.json"), environment=_KEYS)
 
 
 def moto_url(port: int) -> str:
