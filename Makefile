@@ -10,7 +10,7 @@ export PATH := $(PATH):$(CURDIR)/$(BIN)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && mkdir -p build && \
 	{ $(BIN)/lint-imports --no-cache > build/lint-imports.log 2>&1 || { cat build/lint-imports.log; exit 1; }; }
-TYPES = $(BIN)/mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client infra/rehearsal tests bench docs
+TYPES = $(BIN)/mypy heliograph adapters functions media_fleet local admin clients/python/heliograph_client infra tests bench docs
 .DEFAULT_GOAL := help
 .PHONY: help setup run lint check format unit test test-pythons e2e bench synth lock deploy-rehearsal clean
 
@@ -84,10 +84,8 @@ e2e: $(STAMP)/python $(STAMP)/system $(STAMP)/web  ## real calls: the whole prod
 bench: $(STAMP)/python $(STAMP)/system  ## side-by-side measurements, each prints a table
 	@$(BIN)/python -m bench
 
-synth: $(STAMP)/infra  ## CloudFormation templates into build/cdk.out
-	@CDK_OUTDIR=build/cdk.out $(BIN)/python infra/cdk/app.py -c heliograph:stage=dev -c heliograph:redis_url=rediss://redis.example.com:6379 \
-		-c heliograph:turn_urls=turn:relay.example.com:3478
-	@echo "templates in build/cdk.out; infra/cdk/README.md says how to deploy them"
+synth: $(STAMP)/infra  ## the templates of all presets, looked at by cdk-nag and cfn-lint
+	@$(BIN)/python -m infra.cdk.synth
 
 lock: $(STAMP)/python  ## infra/cdk/functions.lock from constraints.txt: what ships in the functions' layers, with hashes
 	@$(BIN)/python -m pip install --quiet uv

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench._signal_world import ROOT, World, new_id, stores, world
-from bench.imports import FIRST_CALL, cpu_ms
+from bench.imports import FIRST_CALL, cost
 
 RUNS, FRAMES, WARM = 5, 300, 30
 CONTEXT: Final = SimpleNamespace(function_name="signal", aws_request_id="00000000-0000-0000-0000-000000000000", function_version="1", memory_limit_in_mb=512)
@@ -125,7 +125,7 @@ def main() -> None:
         for action in rounds[0][_OURS]:
             ours, naive = (statistics.median(each[module][action] for each in rounds) for module in (_OURS, _NAIVE))
             table.add_row(action, f"{ours:.2f}", f"{naive:.2f}", f"{naive / ours:.1f}x")
-        cold_ours_ms, cold_naive_ms = cpu_ms([f"import {_OURS}", _LOGGER, *_SDKS]), _cold_naive_ms(redis_url, mongodb_uri)
+        cold_ours_ms, cold_naive_ms = cost([f"import {_OURS}", _LOGGER, *_SDKS]).ms, _cold_naive_ms(redis_url, mongodb_uri)
         table.add_section()
         table.add_row("cold: imports and clients", f"{cold_ours_ms:.0f}", f"{cold_naive_ms:.0f}", f"{cold_naive_ms / cold_ours_ms:.1f}x")
     console = Console()
@@ -141,7 +141,7 @@ def main() -> None:
 def _cold_naive_ms(redis_url: str, mongodb_uri: str) -> float:
     with world(redis_url, mongodb_uri) as made:
         environ = [f"import os; os.environ.update({made.environment() | TRACE!r})"]
-        return cpu_ms([*environ, f"import {_NAIVE}"])
+        return cost([*environ, f"import {_NAIVE}"]).ms
 
 
 if __name__ == "__main__":

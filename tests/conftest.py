@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from adapters import migrations_mongo, mongo_client, redis_client
 from local import service_mongo, service_redis
 from local.services import choose_ports
 from local.supervisor import Supervisor
 from tests.running import RunningStack, running_stack
+
+# No test fails for being slow, hypothesis' own examples included.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @dataclass(frozen=True, slots=True)

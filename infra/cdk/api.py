@@ -28,7 +28,7 @@ from infra.cdk import assets
 from infra.cdk.concurrency import QUEUE_CONCURRENCY, reserved
 from infra.cdk.context import Deployment
 from infra.cdk.edge import Edge, Firewall
-from infra.cdk.nag import acknowledge
+from infra.cdk.nag import acknowledge, acknowledge_wildcards
 from infra.cdk.network import Network
 from infra.cdk.retention import kept
 from infra.cdk.state import SECRETS, State
@@ -240,13 +240,12 @@ class Api(Stack):
         )
         acknowledge(role, "AwsSolutions-IAM5[Resource::*]", why)
         acknowledge(role, "Serverless-LambdaStarPermissions", why)
-        sockets = _said(self.resolve(self.format_arn(service="execute-api", resource=self.socket.api_id, resource_name=self._stage)))
-        for action, method in (("post", "POST"), ("close", "DELETE")):
-            if ("connections", action) in rights:
-                acknowledge(role, f"AwsSolutions-IAM5[Resource::{sockets}/{method}/@connections/*]", "Ids of connections are known at run time only.")
+        sockets = self.format_arn(service="execute-api", resource=self.socket.api_id, resource_name=self._stage)
+        posts = [f"{sockets}/{method}/@connections/*" for action, method in (("post", "POST"), ("close", "DELETE")) if ("connections", action) in rights]
+        acknowledge_wildcards(role, posts, "Ids of connections are known at run time only.")
         if rights & {("media", "put"), ("media", "get")}:
-            bucket = _said(self.resolve(self._state.export_value(self._state.media.bucket_arn)))
-            acknowledge(role, f"AwsSolutions-IAM5[Resource::{bucket}/*]", "Names of objects are known at run time only.")
+            objects = f"{self._state.export_value(self._state.media.bucket_arn)}/*"
+            acknowledge_wildcards(role, [objects], "Names of objects are known at run time only.")
 
     def _add_routes(self) -> None:
         guards = {route.identity_header: function for function in FUNCTIONS for route in function.routes if isinstance(route, Authorizer)}
@@ -319,16 +318,3 @@ def of_network_interfaces() -> list[iam.PolicyStatement]:
         iam.PolicyStatement(actions=list(_IN_VPC), resources=["*"]),
         iam.PolicyStatement(effect=iam.Effect.DENY, actions=list(_IN_VPC), resources=["*"], conditions=from_code),
     ]
-
-
-def _said(value: Any) -> str:
-    """A resolved value as cdk-nag writes it: references in angle brackets, imports by their name."""
-    if isinstance(value, str):
-        return value
-    if "Fn::Join" in value:
-        separator, parts = value["Fn::Join"]
-        return str(separator).join(_said(part) for part in parts)
-    ((kind, target),) = value.items()
-    if kind == "Fn::ImportValue":
-        return str(target)
-    return f"<{'.'.join(target) if kind == 'Fn::GetAtt' else target}>"

@@ -6,6 +6,7 @@ Source: CloudFormation user guide, "Custom resource request and response referen
 import json
 import time
 import urllib.request
+from typing import Any
 
 import boto3
 
@@ -14,7 +15,7 @@ LEFT_MS = 20_000  # of our own time, for stopping the build and answering
 SHOWN = 900  # characters of a reason; an answer may have 4096 bytes
 
 
-def handler(event, context):
+def handler(event: dict[str, Any], context: Any) -> None:
     reason = ""
     if event["RequestType"] != "Delete":  # the images go with their repository
         try:
@@ -24,7 +25,7 @@ def handler(event, context):
     answer(event, reason)
 
 
-def build(asked, context):
+def build(asked: dict[str, str], context: Any) -> str:
     """Empty when the image is there, else why not."""
     client = boto3.client("codebuild")
     tag = [{"name": "TAG", "value": asked["Tag"], "type": "PLAINTEXT"}]
@@ -41,11 +42,11 @@ def build(asked, context):
     return f"the build ended with {found['buildStatus']}: {'; '.join(said)[:SHOWN]} Its log: {log_of(found)}"
 
 
-def log_of(found):
-    return found.get("logs", {}).get("deepLink", "CodeBuild's console")
+def log_of(found: dict[str, Any]) -> str:
+    return str(found.get("logs", {}).get("deepLink", "CodeBuild's console"))
 
 
-def answer(event, reason):
+def answer(event: dict[str, Any], reason: str) -> None:
     body = {
         "Status": "FAILED" if reason else "SUCCESS",
         "Reason": reason or "done",

@@ -105,7 +105,7 @@ class Media(Stack):
                 ecs.PortMapping(container_port=TURN_PORT, protocol=ecs.Protocol.UDP),
                 ecs.PortMapping(container_port=STATS_PORT, protocol=ecs.Protocol.TCP),
             ],
-            **more,  # type: ignore[arg-type]
+            **more,
         )
         container.add_ulimits(ecs.Ulimit(name=ecs.UlimitName.NOFILE, soft_limit=65_536, hard_limit=65_536))  # a socket per allocation
         acknowledge(task, "AwsSolutions-ECS2", "The environment holds names and addresses only; secrets are read from Secrets Manager at run time.")
@@ -290,7 +290,7 @@ class Media(Stack):
             self,
             "Service",
             cluster=self.cluster,
-            task_definition=task,  # type: ignore[arg-type]
+            task_definition=task,
             desired_count=self._deployment.number("relay_min"),
             assign_public_ip=True,
             vpc_subnets=_PUBLIC,
@@ -324,7 +324,7 @@ class Media(Stack):
             targets=[self.service.load_balancer_target(container_name="relay", container_port=TURN_PORT, protocol=ecs.Protocol.UDP)],
         )
         balancer = self._network.relay_balancer
-        listener = elbv2.NetworkListener(self, "Turn", load_balancer=balancer, port=TURN_PORT, protocol=elbv2.Protocol.UDP, default_target_groups=[group])  # type: ignore[arg-type]
+        listener = elbv2.NetworkListener(self, "Turn", load_balancer=balancer, port=TURN_PORT, protocol=elbv2.Protocol.UDP, default_target_groups=[group])
         self.service.node.add_dependency(listener)
         for number, subnet in enumerate(self._network.vpc.public_subnets):
             ec2.CfnSecurityGroupIngress(

@@ -20,7 +20,9 @@ _KEYS: Final = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "A
 
 def moto(port: int) -> Child:
     """moto's server. It creates what it knows and skips the rest; it runs no code."""
-    return Child("moto", (sys.executable, "-m", "local.moto_server", "-H", HOST, "-p", str(port)), lambda: ping_http(port, "/moto-api/data.json"), environment=_KEYS)
+    return Child(
+        "moto", (sys.executable, "-m", "local.moto_server", "-H", HOST, "-p", str(port)), lambda: ping_http(port, "/moto-api/data.json"), environment=_KEYS
+    )
 
 
 def moto_url(port: int) -> str:

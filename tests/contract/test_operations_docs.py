@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import re
 import shlex
 import subprocess
@@ -119,7 +120,7 @@ def _session() -> botocore.session.Session:
 
 def aws(words: list[str]) -> None:
     service, operation, *rest = words
-    for name in (name for option, name in zip(rest, rest[1:], strict=False) if option == "--stack-name" and name.startswith("heliograph")):
+    for name in (name for option, name in itertools.pairwise(rest) if option == "--stack-name" and name.startswith("heliograph")):
         if name.rpartition("-")[2] not in STACKS:
             raise NoSuchThing(f"there is no stack {name}")
     options = {word for word in rest if word.startswith("--")} - GLOBAL

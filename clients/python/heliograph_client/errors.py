@@ -109,6 +109,7 @@ _BY_CODE: dict[str, type[RefusedError]] = {
     "credentials_invalid": SignedOutError,
     "identity_refused": SignedOutError,
     "forbidden": ForbiddenError,
+    "origin_refused": ForbiddenError,
     "not_found": NotFoundError,
     "conflict": ConflictError,
     "id_taken": ConflictError,
