@@ -65,7 +65,10 @@ format: setup  ## let ruff rewrite the code
 
 test: $(STAMP)/python $(STAMP)/infra $(STAMP)/system $(STAMP)/web  ## every test but the end-to-end ones
 	@cd clients/web && npm test --silent
-	@$(BIN)/pytest tests/unit tests/contract tests/integration tests/infra tests/performance
+	@mkdir -p build && : > build/test.log
+	@$(BIN)/pytest tests/unit tests/contract tests/infra > build/test.log 2>&1 & beside=$$!; trap "kill $$beside" INT TERM; code=0; \
+		$(BIN)/pytest tests/integration tests/performance || code=$$?; \
+		echo "== unit, contract and infra tests, which ran beside them"; wait $$beside || code=$$?; cat build/test.log; exit $$code  # both mostly wait
 
 test-pythons: $(PYTHONS:%=test-python-%)  ## unit and contract tests on each of PYTHONS (3.12 3.13) that this machine has
 

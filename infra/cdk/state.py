@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aws_cdk import ArnFormat, CfnDeletionPolicy, Duration, RemovalPolicy, Stack
-from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_elasticache as elasticache
 from aws_cdk import aws_kms as kms
@@ -27,7 +26,6 @@ from infra.cdk.network import Network
 
 DEAD_LETTERS_KEPT: Final = Duration.days(14)  # the longest SQS allows; a message keeps its first date, so its queue must forget sooner
 MESSAGES_KEPT: Final = Duration.days(4)
-FULL_AT: Final = 0.6  # of the session store's maximum: long before it evicts what has a TTL, which is every key of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +70,6 @@ class State(Stack):
         self.redis_connect_arns: list[str] = []
         if network is not None and deployment.makes_redis:
             self._add_redis(network)
-
-    def memory_alarm(self, scope: Construct) -> cloudwatch.Alarm | None:
-        """Rings while the session store is fuller than FULL_AT of its maximum. Made in the scope of who tells people; None where the store is not ours."""
-        if not self.redis_cache:
-            return None
-        used = cloudwatch.Metric(
-            namespace="AWS/ElastiCache",
-            metric_name="BytesUsedForCache",
-            dimensions_map={"clusterId": self.redis_cache},
-            statistic="Maximum",
-            period=Duration.minutes(5),
-        )
-        return cloudwatch.Alarm(
-            scope,
-            "SessionStoreFull",
-            metric=used,
-            threshold=round(self._deployment.number("redis_max_gb") * 1e9 * FULL_AT),
-            evaluation_periods=2,
-            treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
-            alarm_description=f"The session store holds more than {FULL_AT:.0%} of redis_max_gb; when it is full it evicts tickets, locks and presence.",
-        )
 
     def _key(self, name: str, description: str) -> kms.Key:
         return kms.Key(self, name, description=description, enable_key_rotation=True, removal_policy=RemovalPolicy.RETAIN)

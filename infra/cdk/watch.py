@@ -55,7 +55,7 @@ class Watch(Stack):
     ) -> None:
         super().__init__(scope, f"heliograph-{deployment.stage}-watch", description="Heliograph: alarms, dashboard, budget", env=deployment.env)
         self._deployment, self._state, self._api, self._media = deployment, state, api, media
-        self._stage = deployment.stage
+        self._stage, self._is_small = deployment.stage, deployment.preset == PRESETS[0]  # each metric of an alarm costs
         self.topic = self._topic()
         self.alarms: dict[str, cloudwatch.Alarm] = {}
         self._watch_queues()
@@ -133,7 +133,7 @@ class Watch(Stack):
         throttles = _of_lambda("Throttles")
         says = "Functions of this Region were turned away: all environments of the account, or of a function, are busy."
         self._alarm("throttles", "functions-are-throttled", says, throttles, 0, periods=2)
-        if self._deployment.preset == PRESETS[0]:
+        if self._is_small:
             self._alarm("errors", "functions-fail", "Functions of this Region ended with an error or ran into their time-out.", _of_lambda("Errors"), 5, _FROM)
             return
         for number, names in enumerate(_groups(list(self._api.functions))):
@@ -153,6 +153,8 @@ class Watch(Stack):
         self._alarm("rest-errors", "the-rest-api-fails", "The REST API answered 5xx.", self._of_http("5xx"), 5, _FROM)
         failed = {"i": self._of_socket("IntegrationError"), "x": self._of_socket("ExecutionError")}
         self._alarm("socket-errors", "the-websocket-api-fails", "Frames or handshakes of the WebSocket API failed on our side.", _sum(failed), 5, _FROM)
+        if self._is_small:
+            return
         refused = cloudwatch.MathExpression(
             expression="IF(FILL(c, 0) > 100 AND FILL(c, 0) > FILL(o, 0), c, 0)",
             using_metrics={"c": self._of_socket("ClientError"), "o": self._of_socket("ConnectCount")},
@@ -173,8 +175,9 @@ class Watch(Stack):
         self._alarm("no-relay", "no-relay-is-there", "No relay tells its meters.", nodes, 1, _UNDER, periods=5, is_missing_bad=True)
         if least > 1:
             self._alarm("relays-missing", "no-relay-is-there", f"Fewer than {least} relays tell their meters.", nodes, least, _UNDER, periods=15)
-        says = f"A relay has over {NEAR:.0%} of the {MAX_ALLOCATIONS} allocations it takes."
-        self._alarm("relay-allocations", "relays-are-full", says, media.metric("Allocations", "Maximum"), NEAR * MAX_ALLOCATIONS, periods=3)
+        if not self._is_small:
+            says = f"A relay has over {NEAR:.0%} of the {MAX_ALLOCATIONS} allocations it takes."
+            self._alarm("relay-allocations", "relays-are-full", says, media.metric("Allocations", "Maximum"), NEAR * MAX_ALLOCATIONS, periods=3)
         self._alarm(
             "relay-cpu", "relays-are-full", "The relays' core has been busy for 15 minutes.", _of_service(media, "CPUUtilization"), NEAR * 100, periods=3
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from media_fleet.relay import RelayConfig
 from tests.infra.conftest import Synthesise
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -69,3 +70,7 @@ def text(value: Any) -> str:
         return str(separator).join(text(part) for part in parts)
     ((kind, target),) = value.items()
     return text(target) if kind == "Fn::Base64" else f"${{{'.'.join(target) if kind == 'Fn::GetAtt' else target}}}"
+
+
+def most_allocations() -> int:
+    return next(int(str(item.default)) for item in fields(RelayConfig) if item.name == "max_allocations")

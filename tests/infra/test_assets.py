@@ -22,7 +22,7 @@ from functions import snapshots
 from functions.routes import FUNCTIONS
 from infra.cdk import assets
 from infra.cdk.imports import reached_by
-from tests.infra.conftest import CONTEXT, ROOT, Synthesised
+from tests.infra.conftest import CONTEXT, ROOT, Synthesised, synthesise
 
 pytestmark = pytest.mark.timeout(400)  # the first run fetches what the layers are made of
 E_MACHINE: Final = {"arm64": 183, "x86_64": 62}  # EM_AARCH64, EM_X86_64 of the System V ABI
@@ -340,12 +340,7 @@ def test_nobody_carries_a_layer_that_it_could_do_without(code: Path) -> None:
 def test_the_template_gives_each_function_its_layers_for_the_processor_chosen(tmp_path: Path) -> None:
     architecture = "x86_64"  # the other one is what every other test of the templates sees
     chosen = CONTEXT | {"heliograph:bundle": "true", "heliograph:architecture": architecture, "heliograph:relay_instance": "t3.micro"}
-    given = [part for name, value in chosen.items() for part in ("-c", f"{name}={value}")]
-    environment = os.environ | {"CDK_OUTDIR": str(tmp_path)}
-    command = [sys.executable, str(ROOT / "infra/cdk/app.py"), *given]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=110)
-    assert ended.returncode == 0, ended.stderr
-    resources = json.loads((tmp_path / "heliograph-test-api.template.json").read_text())["Resources"]
+    resources = synthesise(tmp_path, chosen).api["Resources"]
     made = {name: item["Properties"] for name, item in resources.items() if item["Type"] == "AWS::Lambda::LayerVersion"}
     assert {properties["Description"] for properties in made.values()} == {", ".join(names.values()) for names in assets.LAYERS.values()}
     assert all(properties["CompatibleArchitectures"] == [architecture] for properties in made.values())

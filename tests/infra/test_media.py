@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from media_fleet import meters
-from media_fleet.relay import RelayConfig
 from media_fleet.settings import NodeSettings, load
 from tests.infra.conftest import Synthesise
-from tests.infra.presets import Presets, Properties, Template, text
+from tests.infra.presets import Presets, Properties, Template, most_allocations, text
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +33,6 @@ def container(media: Template) -> Properties:
 
 def environment(media: Template) -> dict[str, str]:
     return {item["Name"]: text(item["Value"]) for item in container(media)["Environment"]}
-
-
-def most_allocations() -> int:
-    return next(int(str(item.default)) for item in fields(RelayConfig) if item.name == "max_allocations")
 
 
 # The task

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters import migrations_mongo
-from tests.infra.conftest import CONTEXT, ROOT, Synthesised
+from tests.infra.conftest import CONTEXT, ROOT, Synthesised, synthesise
 
 
 @pytest.fixture(scope="session")
@@ -69,10 +66,7 @@ def test_its_role_reads_one_secret_and_writes_its_log(resources: dict[str, Any])
 
 def test_it_stands_where_the_functions_stand(resources: dict[str, Any], tmp_path: Path) -> None:
     assert one(resources, "AWS::Lambda::Function")["VpcConfig"]["Ipv6AllowedForDualStack"] is True
-    given = [part for name, value in {**CONTEXT, "heliograph:vpc": "false"}.items() for part in ("-c", f"{name}={value}")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CDK_", "HELIOGRAPH_"))} | {"CDK_OUTDIR": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "infra/cdk/app.py", *given], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=110)
-    assert ended.returncode == 0, ended.stderr
+    synthesise(tmp_path, CONTEXT | {"heliograph:vpc": "false"})
     outside = resources_in(tmp_path)
     assert "VpcConfig" not in one(outside, "AWS::Lambda::Function")
     assert "ec2:" not in json.dumps(outside)

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapters.settings import PREFIX, Settings, load
 from functions.routes import FUNCTIONS, Authorizer, Function, Http, Queue, Socket, http_routes, socket_routes
-from tests.infra.conftest import Resource, Synthesised, synthesise
+from tests.infra.conftest import Resource, Synthesised, read, run_app
 
 SECRETS = ("token_keys", "turn_secret", "origin_secret", "mongo_uri", "fcm_credentials")
 QUEUES = [(function, route) for function in FUNCTIONS for route in function.routes if isinstance(route, Queue)]
@@ -277,6 +277,8 @@ def test_cloudformation_finds_no_error_in_the_templates(synthesised: Synthesised
 
 
 def test_another_synth_gives_the_same_templates_and_assets(synthesised: Synthesised, tmp_path: Path) -> None:
-    again = synthesise(tmp_path, hash_seed="1")
+    ended = run_app(tmp_path, hash_seed="1")
+    assert ended.returncode == 0, ended.stderr
+    again = read(tmp_path)
     names = [f"heliograph-test-{stack}.{kind}.json" for stack in ("state", "api") for kind in ("template", "assets")]
     assert {name: (again.folder / name).read_bytes() for name in names} == {name: (synthesised.folder / name).read_bytes() for name in names}

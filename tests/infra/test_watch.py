@@ -13,7 +13,7 @@ from functions.routes import FUNCTIONS, Queue
 from infra.cdk.context import OWN
 from media_fleet import meters
 from tests.infra.conftest import Synthesise
-from tests.infra.presets import ROOT, Presets, Properties, Template, text
+from tests.infra.presets import ROOT, Presets, Properties, Template, most_allocations, text
 
 QUEUES = [route.name for function in FUNCTIONS for route in function.routes if isinstance(route, Queue)]
 RUNBOOK = (ROOT / "docs/operations.md").read_text()
@@ -139,13 +139,15 @@ def test_both_apis_are_watched_at_their_stages(watch: Template) -> None:
     found = alarms(watch)
     stages = {
         name: {(item["MetricName"], {pair["Name"]: text(pair["Value"]) for pair in item["Dimensions"]}["Stage"]) for item in metrics(found[name])}
-        for name in ("rest-errors", "socket-errors", "sockets-refused")
+        for name in ("rest-errors", "socket-errors")
     }
-    assert stages == {
-        "rest-errors": {("5xx", "$default")},
-        "socket-errors": {("IntegrationError", "test"), ("ExecutionError", "test")},
-        "sockets-refused": {("ClientError", "test"), ("ConnectCount", "test")},
-    }
+    assert stages == {"rest-errors": {("5xx", "$default")}, "socket-errors": {("IntegrationError", "test"), ("ExecutionError", "test")}}
+
+
+def test_refused_sockets_and_full_relays_are_told_of_where_people_work(presets: Presets) -> None:
+    found = alarms(presets["prod"]["watch"])
+    assert {item["MetricName"] for item in metrics(found["sockets-refused"])} == {"ClientError", "ConnectCount"}
+    assert found["relay-allocations"]["Threshold"] == 0.8 * most_allocations()
 
 
 def test_the_session_store_rings_before_it_is_full(presets: Presets) -> None:

@@ -109,7 +109,9 @@ def _around(data: bytes, form: bytes) -> bytes:
     return data[max(0, at - 80) : at]
 
 
-@pytest.mark.parametrize("value", ["ana-on-a-hill", secrets.token_urlsafe(32), secrets.token_urlsafe(64), "p4$$ wörd/+? of mine"])
+@pytest.mark.parametrize(
+    "value", ["ana-on-a-hill", secrets.token_urlsafe(32), secrets.token_urlsafe(64), "p4$$ wörd/+? of mine"], ids=["word", "token", "key", "odd"]
+)
 def test_the_judge_finds_a_secret_in_every_form_and_nothing_where_none_is(value: str) -> None:
     judge, data = Judge({"it": value}), value.encode()
     for before in range(4):
