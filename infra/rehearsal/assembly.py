@@ -52,6 +52,18 @@ def take_out(assembly: Path, kind: str, having: str | None = None) -> list[str]:
     return gone
 
 
+def put_secret(assembly: Path, name: str, text: str) -> list[str]:
+    """Gives the secret of this name its value in the template; answers where that was, as `stack/logical id`."""
+    found: list[str] = []
+    for stack, template in templates(assembly).items():
+        for logical_id, resource in template["Resources"].items():
+            if resource["Type"] == "AWS::SecretsManager::Secret" and resource["Properties"].get("Name") == name:
+                resource["Properties"]["SecretString"] = text
+                found.append(f"{stack}/{logical_id}")
+                _replace_template(assembly, stack, template)
+    return found
+
+
 def drop_termination_protection(assembly: Path) -> list[str]:
     """For a stand-in that cannot switch it on; answers the stacks that had it."""
     path = assembly / "manifest.json"
@@ -59,6 +71,23 @@ def drop_termination_protection(assembly: Path) -> list[str]:
     had = [name for name, artifact in manifest["artifacts"].items() if artifact.get("properties", {}).pop("terminationProtection", False)]
     path.write_text(json.dumps(manifest))
     return had
+
+
+def name_functions(assembly: Path) -> int:
+    """Names the function where a resource names its alias as the function it belongs to; answers how often."""
+    count = 0
+    for stack, template in templates(assembly).items():
+        resources = template["Resources"]
+        aliases = {name: resource["Properties"]["FunctionName"] for name, resource in resources.items() if resource["Type"] == "AWS::Lambda::Alias"}
+        for properties in (resource.get("Properties", {}) for resource in resources.values()):
+            said = json.dumps(properties.get("FunctionName"))
+            for name, function in aliases.items():
+                if json.dumps({"Ref": name}) in said:
+                    properties["FunctionName"] = function
+                    count += 1
+        if aliases:
+            _replace_template(assembly, stack, template)
+    return count
 
 
 def write_out_references(assembly: Path, has: Has) -> dict[str, int]:

@@ -53,14 +53,15 @@ async def rehearse(record: Record, supervisor: Supervisor, folder: Path, environ
         stand_ins.must_be_on_loopback(ports["ministack"])
     settings = _settings(ports)
     asker = stand_ins.Asker(endpoint_url)
-    deployment = steps.Deployment(record, cdk, asker, settings, _take_out)
+    mongodb_uri = service_mongo.uri(ports["mongo"])
+    deployment = steps.Deployment(record, cdk, asker, settings, lambda assembled: _adapt(assembled, mongodb_uri))
     await deployment.bootstrap()
     await deployment.deploy()
     for kind in record.findings["not_created"]:
         record.require(False, f"{kind} was answered CREATE_COMPLETE and does not exist.")
     _compare_routes(record, asker)
     with record.step("secrets put, ledger migrated, accounts added: as an operator does") as step:
-        people = await asyncio.to_thread(_prepare, cdk, asker, service_mongo.uri(ports["mongo"]))
+        people = await asyncio.to_thread(_prepare, record, cdk, asker, mongodb_uri)
         step["note"] = f"{len(people)} accounts"
     with record.step("the callback API's address given to the functions") as step:
         rest_url, socket_url = await asyncio.to_thread(_point, record, asker, endpoint_url)
@@ -87,9 +88,11 @@ def _settings(ports: Mapping[str, int]) -> dict[str, str]:
     }
 
 
-def _take_out(folder: Path) -> dict[str, Any]:
+def _adapt(folder: Path, mongodb_uri: str) -> dict[str, Any]:
+    """A secret without a value holds an empty text there, unlike AWS. So the ledger's has its value from the start, and the migration really runs."""
     gone = {refused: assembly.take_out(folder, *refused.split(" with ")) for refused in REFUSED}
-    return {refused: {"why": REFUSED[refused], "resources": names} for refused, names in gone.items() if names}
+    put = assembly.put_secret(folder, f"{PREFIX}/mongodb", json.dumps({"uri": mongodb_uri}))
+    return {refused: {"why": REFUSED[refused], "resources": names} for refused, names in gone.items() if names} | {"mongodb_uri_put": put}
 
 
 def _locked(name: str) -> str:
@@ -107,13 +110,14 @@ def _compare_routes(record: Record, asker: stand_ins.Asker) -> None:
         step["note"] = f"{len(found)} routes"
 
 
-def _prepare(cdk: tools.Cdk, asker: stand_ins.Asker, mongodb_uri: str) -> list[conversation.Person]:
+def _prepare(record: Record, cdk: tools.Cdk, asker: stand_ins.Asker, mongodb_uri: str) -> list[conversation.Person]:
     """The three secrets that AWS cannot invent, then `python -m admin`, all with the words of the documentation."""
     values = service_aws.load_secrets(cdk.folder / "secrets.json", mongodb_uri=mongodb_uri, push_stub_url="http://127.0.0.1:9")
     for secret, name in (("token-keys", "token_keys"), ("mongodb", "mongodb"), ("fcm", "fcm")):
         asker.client("secretsmanager").put_secret_value(SecretId=f"{PREFIX}/{secret}", SecretString=json.dumps(values[name]))
     admin = [sys.executable, "-m", "admin", "--mongodb-secret", f"{PREFIX}/mongodb"]
-    tools.must_run("python -m admin migrate", [*admin, "migrate"], cdk.folder / "admin-migrate.log", timeout_s=60, environment=cdk.environment)
+    said = tools.must_run("python -m admin migrate", [*admin, "migrate"], cdk.folder / "admin-migrate.log", timeout_s=60, environment=cdk.environment)
+    record.require('"done": []' in said, f"the deployment's own migration left something to do: {tools.last_line(said)}")
     people = [conversation.Person(TENANT, login, secrets.token_urlsafe(16)) for login in ("ana", "ben")]
     for person in people:
         command = [*admin, "add-account", "--tenant", person.tenant_id, "--login", person.login]

@@ -1,4 +1,4 @@
-"""What the deployment rehearsal decides by itself; tests/e2e/test_deploy_rehearsal.py runs it."""
+"""What the deployment rehearsal decides by itself; `make deploy-rehearsal` runs it."""
 
 from __future__ import annotations
 
@@ -87,6 +87,18 @@ def test_a_changed_template_is_published_under_the_hash_of_what_it_holds(copy: P
         if stack.endswith("-api"):
             assert keys == [hashlib.sha256((copy / name).read_bytes()).hexdigest()]
         assert f"/{keys[0]}.json" in (copy / "manifest.json").read_text()
+
+
+def test_a_secret_gets_its_value_in_the_template(copy: Path) -> None:
+    (where,) = assembly.put_secret(copy, "heliograph/test/mongodb", "a text")
+    stack, _, logical_id = where.partition("/")
+    assert assembly.templates(copy)[stack]["Resources"][logical_id]["Properties"]["SecretString"] == "a text"
+    assert assembly.put_secret(copy, "heliograph/test/nobody", "a text") == []
+
+
+def test_functions_are_named_instead_of_their_aliases(copy: Path) -> None:
+    assert assembly.name_functions(copy) > len(FUNCTIONS)
+    assert assembly.name_functions(copy) == 0
 
 
 def test_references_to_what_will_not_exist_are_written_out(copy: Path) -> None:
