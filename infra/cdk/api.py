@@ -10,13 +10,12 @@ import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as gateway
 from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_apigatewayv2_integrations as integrations
-from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
@@ -24,7 +23,7 @@ from constructs import Construct
 
 from adapters.settings import PREFIX, Settings
 from functions.routes import FUNCTIONS, Action, Authorizer, Function, Http, Queue, Resource, Socket
-from infra.cdk import assets
+from infra.cdk import assets, lambdas
 from infra.cdk.concurrency import QUEUE_CONCURRENCY, reserved
 from infra.cdk.context import Deployment
 from infra.cdk.edge import Edge, Firewall
@@ -46,15 +45,6 @@ _CALLER: Final = "authorizer.address"  # whose request it is, where the source i
 
 ALIAS: Final = "live"
 Permission = tuple[str, str]  # IAM action, ARN
-TRACING: Final = ("xray:PutTraceSegments", "xray:PutTelemetryRecords")
-_IN_VPC: Final = (  # what Lambda does with the function's role
-    "ec2:CreateNetworkInterface",
-    "ec2:DescribeNetworkInterfaces",
-    "ec2:DescribeSubnets",
-    "ec2:DeleteNetworkInterface",
-    "ec2:AssignPrivateIpAddresses",
-    "ec2:UnassignPrivateIpAddresses",
-)
 
 
 class Api(Stack):
@@ -85,8 +75,7 @@ class Api(Stack):
         self._deployment, self._network, self._state, self._stage = deployment, network, state, deployment.stage
         self._reserved = reserved(deployment.own["reserved_concurrency"])
         self._code = lambda_.Code.from_asset(str(code))
-        self._architecture = {"arm64": lambda_.Architecture.ARM_64, "x86_64": lambda_.Architecture.X86_64}[deployment.own["architecture"]]
-        self._layers = {name: self._layer(name, bundle(name)) for name in assets.LAYERS} if deployment.has("bundle") and self.bundling_required else {}
+        self._layers = lambdas.layers(self, deployment, assets.LAYERS, bundle) if deployment.has("bundle") and self.bundling_required else {}
         both = gateway.IpAddressType.DUAL_STACK
         self.http = gateway.HttpApi(
             self, "Http", api_name=f"heliograph-{self._stage}-http", create_default_stage=False, cors_preflight=self._cors(), ip_address_type=both
@@ -106,16 +95,6 @@ class Api(Stack):
         self._add_routes()
         CfnOutput(self, "RestUrl", value=self.rest_url)
         CfnOutput(self, "SocketUrl", value=self.socket_url)
-
-    def _layer(self, name: str, folder: Path) -> lambda_.LayerVersion:
-        return lambda_.LayerVersion(
-            self,
-            f"{name}-layer",
-            description=", ".join(assets.LAYERS[name].values()),
-            code=lambda_.Code.from_asset(str(folder)),
-            compatible_architectures=[self._architecture],
-            compatible_runtimes=[lambda_.Runtime.PYTHON_3_13],
-        )
 
     def _cors(self) -> gateway.CorsPreflightOptions | None:
         if not self._deployment.allow_origins:
@@ -180,8 +159,8 @@ class Api(Stack):
             self,
             function.name,
             description=function.summary,
-            runtime=lambda_.Runtime.PYTHON_3_13,
-            architecture=self._architecture,
+            runtime=lambdas.RUNTIME,
+            architecture=lambdas.processor(self._deployment),
             code=self._code,
             layers=[self._layers[name] for name in assets.layers_of(function.handler) if name in self._layers],
             handler=function.handler,
@@ -192,12 +171,9 @@ class Api(Stack):
             log_group=log_group,
             reserved_concurrent_executions=self._reserved.get(function.name),
             snap_start=lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS if is_waited_for and self._deployment.has("snap_start") else None,
-            **(self._inside() if is_inside else {}),
+            **(lambdas.inside(self._network) if self._network and is_inside else {}),
         )
-        # not by the convenient property: that would add a policy of its own beside the role's
-        cast(lambda_.CfnFunction, made.node.default_child).tracing_config = lambda_.CfnFunction.TracingConfigProperty(mode="Active")
-        for finding in ("AwsSolutions-L1", "Serverless-LambdaLatestVersion"):
-            acknowledge(made, finding, "The layers hold wheels for Python 3.13; a newer one comes with wheels and tests for it.")
+        lambdas.trace(made)
         acknowledge(
             made, "Serverless-LambdaDLQ", "Nobody invokes it asynchronously: a gateway waits for it, or it reads a queue that has dead letters of its own."
         )
@@ -211,12 +187,6 @@ class Api(Stack):
         needs = {"redis"} | ({"mongo"} if self._deployment.makes_atlas else set())
         return self._network is not None and any(right.resource in needs for right in function.rights)
 
-    def _inside(self) -> dict[str, Any]:
-        if self._network is None:
-            return {}
-        private = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
-        return {"vpc": self._network.vpc, "vpc_subnets": private, "security_groups": [self._network.functions_group], "ipv6_allowed_for_dual_stack": True}
-
     def _role(self, function: Function, log_group: logs.LogGroup, *, is_inside: bool) -> iam.Role:
         """A role of its own: what the table grants, its own log, its traces. The policy is part of the role, so nothing runs before it may."""
         wanted: dict[str, dict[str, None]] = {}
@@ -224,10 +194,7 @@ class Api(Stack):
             wanted.setdefault(resource, {})[action] = None
         wanted[log_group.log_group_arn] = dict.fromkeys(("logs:CreateLogStream", "logs:PutLogEvents"))
         statements = [iam.PolicyStatement(actions=list(actions), resources=[resource]) for resource, actions in wanted.items()]
-        statements.append(iam.PolicyStatement(actions=list(TRACING), resources=["*"]))
-        if is_inside:
-            statements += of_network_interfaces()
-        policy = iam.PolicyDocument(statements=statements)
+        policy = iam.PolicyDocument(statements=[*statements, *lambdas.rights_of_all(is_inside=is_inside)])
         principal = iam.ServicePrincipal("lambda.amazonaws.com")
         role = iam.Role(self, f"{function.name}-role", assumed_by=principal, description=function.summary, inline_policies={"rights": policy})
         self._explain(function, role, is_inside=is_inside)
@@ -235,11 +202,7 @@ class Api(Stack):
 
     def _explain(self, function: Function, role: iam.Role, *, is_inside: bool) -> None:
         rights = {(right.resource, right.action) for right in function.rights}
-        why = "X-Ray has no resources to name" + (
-            ", nor has EC2 for an interface that is not there yet: the function's own code is denied it." if is_inside else "."
-        )
-        acknowledge(role, "AwsSolutions-IAM5[Resource::*]", why)
-        acknowledge(role, "Serverless-LambdaStarPermissions", why)
+        lambdas.explain_rights_of_all(role, is_inside=is_inside)
         sockets = self.format_arn(service="execute-api", resource=self.socket.api_id, resource_name=self._stage)
         posts = [f"{sockets}/{method}/@connections/*" for action, method in (("post", "POST"), ("close", "DELETE")) if ("connections", action) in rights]
         acknowledge_wildcards(role, posts, "Ids of connections are known at run time only.")
@@ -309,12 +272,3 @@ class Api(Stack):
         line = json.dumps({field: f"$context.{field}" for field in (*_LOGGED, *also, *([_CALLER] if self.edge else []))})
         plain = cast(gateway.CfnStage, stage.node.default_child)
         plain.access_log_settings = gateway.CfnStage.AccessLogSettingsProperty(destination_arn=log_group.log_group_arn, format=line)
-
-
-def of_network_interfaces() -> list[iam.PolicyStatement]:
-    """Lambda makes interfaces with the function's role; the function's code must not (Lambda developer guide, "Giving Lambda functions access to a VPC")."""
-    from_code = {"Null": {"lambda:SourceFunctionArn": "false"}}
-    return [
-        iam.PolicyStatement(actions=list(_IN_VPC), resources=["*"]),
-        iam.PolicyStatement(effect=iam.Effect.DENY, actions=list(_IN_VPC), resources=["*"], conditions=from_code),
-    ]

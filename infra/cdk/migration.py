@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 from aws_cdk import CustomResource, Duration, RemovalPolicy, Stack
-from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from adapters import migrations_mongo
-from infra.cdk import assets
-from infra.cdk.api import TRACING, of_network_interfaces
+from infra.cdk import assets, lambdas
 from infra.cdk.context import Deployment
 from infra.cdk.nag import acknowledge
 from infra.cdk.network import Network
@@ -61,62 +59,36 @@ class Migration(Stack):
 
     def _function(self, code: lambda_.Code, bundle: Callable[[str], Path]) -> lambda_.Function:
         log_group = logs.LogGroup(self, "Log", retention=kept(self._deployment), removal_policy=RemovalPolicy.DESTROY)
-        architecture = {"arm64": lambda_.Architecture.ARM_64, "x86_64": lambda_.Architecture.X86_64}[self._deployment.own["architecture"]]
+        is_bundled = self._deployment.has("bundle") and self.bundling_required
+        layers = lambdas.layers(self, self._deployment, assets.layers_of(HANDLER), bundle) if is_bundled else {}
         made = lambda_.Function(
             self,
             "Function",
             description="Migrates the ledger when CloudFormation asks.",
-            runtime=lambda_.Runtime.PYTHON_3_13,
-            architecture=architecture,
+            runtime=lambdas.RUNTIME,
+            architecture=lambdas.processor(self._deployment),
             code=code,
-            layers=self._layers(architecture, bundle),
+            layers=list(layers.values()),
             handler=HANDLER,
             memory_size=MEMORY_MB,
             timeout=TIMEOUT,
             role=self._role(log_group),
             log_group=log_group,
-            **self._inside(),
+            # In the VPC where there is one: what it cannot reach from there, the functions cannot either. Answers go to S3, which has an endpoint.
+            **(lambdas.inside(self._network) if self._network else {}),
         )
-        cast(lambda_.CfnFunction, made.node.default_child).tracing_config = lambda_.CfnFunction.TracingConfigProperty(mode="Active")
-        for finding in ("AwsSolutions-L1", "Serverless-LambdaLatestVersion"):
-            acknowledge(made, finding, "Python 3.13 is the version that the product is tested with.")
+        lambdas.trace(made)
         acknowledge(made, "Serverless-LambdaDLQ", "CloudFormation waits for its answer, and the deployment fails when none comes.")
         return made
-
-    def _layers(self, architecture: lambda_.Architecture, bundle: Callable[[str], Path]) -> list[lambda_.LayerVersion]:
-        if not (self._deployment.has("bundle") and self.bundling_required):
-            return []
-        runtimes = [lambda_.Runtime.PYTHON_3_13]
-        return [
-            lambda_.LayerVersion(
-                self,
-                f"{name}-layer",
-                description=", ".join(assets.LAYERS[name].values()),
-                code=lambda_.Code.from_asset(str(bundle(name))),
-                compatible_architectures=[architecture],
-                compatible_runtimes=runtimes,
-            )
-            for name in assets.layers_of(HANDLER)
-        ]
-
-    def _inside(self) -> dict[str, Any]:
-        """In the VPC where there is one: what it cannot reach from there, the functions cannot either. Answers go to S3, which has an endpoint."""
-        if self._network is None:
-            return {}
-        private = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
-        group = self._network.functions_group
-        return {"vpc": self._network.vpc, "vpc_subnets": private, "security_groups": [group], "ipv6_allowed_for_dual_stack": True}
 
     def _role(self, log_group: logs.LogGroup) -> iam.Role:
         """A role of its own: one secret, its own log, its traces. The policy is part of the role, so nothing runs before it may."""
         statements = [
             iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[self._secret_arn]),
             iam.PolicyStatement(actions=["logs:CreateLogStream", "logs:PutLogEvents"], resources=[log_group.log_group_arn]),
-            iam.PolicyStatement(actions=list(TRACING), resources=["*"]),
-            *(of_network_interfaces() if self._network else []),
+            *lambdas.rights_of_all(is_inside=self._network is not None),
         ]
         principal, rights = iam.ServicePrincipal("lambda.amazonaws.com"), {"rights": iam.PolicyDocument(statements=statements)}
         role = iam.Role(self, "Role", assumed_by=principal, description="Migrates the ledger", inline_policies=rights)
-        for finding in ("AwsSolutions-IAM5[Resource::*]", "Serverless-LambdaStarPermissions"):
-            acknowledge(role, finding, "X-Ray has no resources to name, nor has EC2 for an interface that is not there yet.")
+        lambdas.explain_rights_of_all(role, is_inside=self._network is not None)
         return role
