@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+import sysconfig
 import textwrap
+import venv
 from dataclasses import fields
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def test_a_stranger_gets_it_going_with_the_files_and_the_lines_of_the_page(tmp_p
     (tmp_path / "functions/hello").mkdir()
     (tmp_path / "functions/hello/handler.py").write_text("def handler(event, context):\n    return {'statusCode': 200, 'body': 'hello'}\n")
     program = _STRANGER.format(recipe=textwrap.indent(recipe[1], "    "))
-    theirs = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # our own folders must not help
-    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=theirs, capture_output=True, text=True, timeout=30, check=False)
+    venv.create(tmp_path / "venv", with_pip=False)  # of their own, with our libraries and without our checkout, which `make setup` puts on the path
+    theirs = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
+    ended = subprocess.run([tmp_path / "venv/bin/python", "-c", program], cwd=tmp_path, env=theirs, capture_output=True, text=True, timeout=30, check=False)
     assert (ended.stdout, ended.stderr) == ("hello hello\n", "")
