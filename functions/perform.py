@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from adapters.settings import settings
 from functions import wiring
 from heliograph.effects import Close, Effect, Notify, Post
 from heliograph.fanout import Scope, job_of, plan
 from heliograph.push import queue_message
-
-if TYPE_CHECKING:
-    pass
 
 
 def perform(effects: Iterable[Effect], scope: Scope | None = None) -> set[str]:

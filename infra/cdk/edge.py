@@ -24,7 +24,7 @@ from heliograph.limits import LIMITS
 from heliograph.origin import ADDRESS_HEADER, SECRET_HEADER
 from infra.cdk.context import DYNAMIC, Deployment
 from infra.cdk.nag import acknowledge
-from infra.cdk.retention import kept
+from infra.cdk.retention import access_log_bucket, kept
 
 FIREWALL_REGION: Final = "us-east-1"
 # A policy that lets every viewer header through either sends Host too, which API Gateway refuses, or leaves CloudFront's own headers out: so both name theirs.
@@ -178,7 +178,7 @@ class Edge(Construct):
             additional_behaviors={f"/{deployment.stage}": self._handshake(socket)},
             error_responses=[cloudfront.ErrorResponse(http_status=status, ttl=Duration.seconds(0)) for status in ERRORS_NOT_KEPT],
             http_version=cloudfront.HttpVersion.HTTP2_AND_3,
-            log_bucket=self._logs(),
+            log_bucket=access_log_bucket(self, "Logs", deployment, s3.ObjectOwnership.BUCKET_OWNER_PREFERRED),
             web_acl_id=web_acl_arn,
         )
         self.domain = self.distribution.distribution_domain_name
@@ -236,22 +236,6 @@ class Edge(Construct):
             origin_ssl_protocols=[cloudfront.OriginSslPolicy.TLS_V1_2],
             custom_headers={SECRET_HEADER: self._secret},
         )
-
-    def _logs(self) -> s3.Bucket:
-        """CloudFront writes by an access control list, so this bucket has them."""
-        bucket = s3.Bucket(
-            self,
-            "Logs",
-            encryption=s3.BucketEncryption.S3_MANAGED,
-            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
-            object_ownership=s3.ObjectOwnership.BUCKET_OWNER_PREFERRED,
-            enforce_ssl=True,
-            minimum_tls_version=1.2,
-            lifecycle_rules=[s3.LifecycleRule(expiration=Duration.days(self._deployment.number("log_days")))],
-            removal_policy=RemovalPolicy.RETAIN,
-        )
-        acknowledge(bucket, "AwsSolutions-S1", "It holds access logs itself, which nobody but CloudFront writes and which end by age.")
-        return bucket
 
 
 def _origin_secret(deployment: Deployment) -> str:

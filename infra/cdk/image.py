@@ -22,6 +22,7 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_s3_assets as s3_assets
 from constructs import Construct
 
+from infra.cdk import lambdas
 from infra.cdk.context import Deployment
 from infra.cdk.nag import acknowledge, acknowledge_wildcards
 from infra.cdk.retention import kept
@@ -173,8 +174,8 @@ class FleetImage(Construct):
             self,
             "Builder",
             description="Builds the fleet's image while CloudFormation waits",
-            runtime=lambda_.Runtime.PYTHON_3_13,
-            architecture=lambda_.Architecture.ARM_64 if deployment.own["architecture"] == "arm64" else lambda_.Architecture.X86_64,
+            runtime=lambdas.RUNTIME,
+            architecture=lambdas.processor(deployment),
             code=lambda_.Code.from_inline(BUILDER.read_text()),
             handler="index.handler",
             memory_size=256,

@@ -23,6 +23,7 @@ from infra.cdk.context import Deployment
 from infra.cdk.ledger import Ledger
 from infra.cdk.nag import acknowledge
 from infra.cdk.network import Network
+from infra.cdk.retention import access_log_bucket
 
 DEAD_LETTERS_KEPT: Final = Duration.days(14)  # the longest SQS allows; a message keeps its first date, so its queue must forget sooner
 MESSAGES_KEPT: Final = Duration.days(4)
@@ -56,7 +57,7 @@ class State(Stack):
         words = "Heliograph: media, evidence, queues, secrets, session store"
         super().__init__(scope, name, description=words, termination_protection=True, env=deployment.env)
         self._stage, self._deployment = deployment.stage, deployment
-        self._access_log = self._access_log_bucket()
+        self._access_log = access_log_bucket(self, "AccessLog", deployment, s3.ObjectOwnership.BUCKET_OWNER_ENFORCED)
         self.media_key = self._key("MediaKey", "Encrypts uploads of Heliograph")
         self.media = self._bucket("Media", self.media_key, cors=self._cors(), lifecycle_rules=self._lifecycle())
         self.evidence_key = self._key("EvidenceKey", "Encrypts evidence of Heliograph")
@@ -73,21 +74,6 @@ class State(Stack):
 
     def _key(self, name: str, description: str) -> kms.Key:
         return kms.Key(self, name, description=description, enable_key_rotation=True, removal_policy=RemovalPolicy.RETAIN)
-
-    def _access_log_bucket(self) -> s3.Bucket:
-        bucket = s3.Bucket(
-            self,
-            "AccessLog",
-            encryption=s3.BucketEncryption.S3_MANAGED,  # S3 writes access logs to no bucket that encrypts with a key of KMS
-            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
-            object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,
-            enforce_ssl=True,
-            minimum_tls_version=1.2,
-            lifecycle_rules=[s3.LifecycleRule(expiration=Duration.days(self._deployment.number("log_days")))],
-            removal_policy=RemovalPolicy.RETAIN,
-        )
-        acknowledge(bucket, "AwsSolutions-S1", "This bucket holds the access logs of the others; a log of its own would grow by itself.")
-        return bucket
 
     def _bucket(self, name: str, key: kms.Key, **more: Any) -> s3.Bucket:
         """Encrypted, private, versioned, kept, and with a log of who asked for what."""

@@ -68,6 +68,8 @@ def text(value: Any) -> str:
     if "Fn::Join" in value:
         separator, parts = value["Fn::Join"]
         return str(separator).join(text(part) for part in parts)
+    if "Fn::Select" in value:
+        return text(value["Fn::Select"][1]["Fn::Split"][1])
     ((kind, target),) = value.items()
     return text(target) if kind == "Fn::Base64" else f"${{{'.'.join(target) if kind == 'Fn::GetAtt' else target}}}"
 

@@ -14,7 +14,8 @@ from infra.cdk import context
 from infra.cdk.api import CORS_HEADERS
 from infra.cdk.concurrency import QUEUE_CONCURRENCY, reserved
 from tests.infra.conftest import CONTEXT, Resource, Synthesise, Synthesised, run_app
-from tests.infra.test_stacks import alias_of, flat, lambdas
+from tests.infra.presets import text
+from tests.infra.test_stacks import alias_of, lambdas
 
 VERSION = "0f8fad5b-d9cb-469f-a165-70867728950e"
 CHOSEN = {"reserved_concurrency": "signal=50, authorizer=20, timers=10", "origin_secret_version": VERSION, "mongodb": "atlas", "atlas_project_id": "0" * 24}
@@ -32,7 +33,7 @@ def distribution(made: Synthesised) -> Any:
 
 def environment(made: Synthesised, name: str = "signal") -> dict[str, str]:
     variables = functions(made)[name]["Environment"]["Variables"]
-    return {key: value if isinstance(value, str) else flat(value) for key, value in variables.items()}
+    return {key: value if isinstance(value, str) else text(value) for key, value in variables.items()}
 
 
 def functions(made: Synthesised) -> dict[str, Resource]:
@@ -69,13 +70,13 @@ def test_both_apis_stand_behind_one_name_over_tls_and_know_it(deployed: Synthesi
     apis = {name: item["ProtocolType"] for name, item in made.of_type("AWS::ApiGatewayV2::Api", "api").items()}
     (handshake,) = made_before["CacheBehaviors"]
     behind = {behavior.get("PathPattern", "*"): origins[behavior["TargetOriginId"]] for behavior in (made_before["DefaultCacheBehavior"], handshake)}
-    kinds = {path: next(kind for name, kind in apis.items() if f"${{{name}}}" in flat(origin["DomainName"])) for path, origin in behind.items()}
+    kinds = {path: next(kind for name, kind in apis.items() if f"${{{name}}}" in text(origin["DomainName"])) for path, origin in behind.items()}
     assert kinds == {"*": "HTTP", "/test": "WEBSOCKET"}
     for origin in origins.values():
         assert origin["CustomOriginConfig"] == {"OriginProtocolPolicy": "https-only", "OriginSSLProtocols": ["TLSv1.2"]}
         assert "OriginPath" not in origin, "the stage of the socket is in the client's own path"
     assert {behavior["ViewerProtocolPolicy"] for behavior in (made_before["DefaultCacheBehavior"], handshake)} == {"https-only"}
-    outputs = {name: flat(item["Value"]) for name, item in made.api["Outputs"].items()}
+    outputs = {name: text(item["Value"]) for name, item in made.api["Outputs"].items()}
     domain = f"${{{next(iter(made.of_type('AWS::CloudFront::Distribution', 'api')))}.DomainName}}"
     assert (outputs["RestUrl"], outputs["SocketUrl"]) == (f"https://{domain}", f"wss://{domain}/test")
     assert environment(made)["HELIOGRAPH_ISSUER"] == f"https://{domain}"
@@ -141,7 +142,7 @@ def test_without_cloudfront_nothing_of_it_is_made_and_nobody_looks_for_a_secret(
     assert not [item for stack in made.templates.values() for item in stack["Resources"].values() if "CloudFront" in item["Type"] or "WAF" in item["Type"]]
     assert "HELIOGRAPH_ORIGIN_SECRET_ID" not in environment(made)
     assert "heliograph/test/origin" not in json.dumps(made.templates)
-    assert "execute-api" in flat(made.api["Outputs"]["RestUrl"]["Value"]) or "ApiEndpoint" in flat(made.api["Outputs"]["RestUrl"]["Value"])
+    assert "execute-api" in text(made.api["Outputs"]["RestUrl"]["Value"]) or "ApiEndpoint" in text(made.api["Outputs"]["RestUrl"]["Value"])
 
 
 def test_the_apis_have_addresses_of_both_kinds(deployed: Synthesise) -> None:
@@ -224,7 +225,7 @@ def test_authorizers_call_the_alias_too(deployed: Synthesise) -> None:
     made = deployed("dev")
     guards = made.of_type("AWS::ApiGatewayV2::Authorizer", "api").values()
     authorizer = lambdas(made)["functions.authorizer.handler.handler"][0]
-    assert [alias_of(made, flat(guard["AuthorizerUri"])) for guard in guards] == [authorizer] * 2
+    assert [alias_of(made, text(guard["AuthorizerUri"])) for guard in guards] == [authorizer] * 2
     assert len(made.of_type("AWS::Lambda::Alias", "api")) == len(FUNCTIONS)
 
 

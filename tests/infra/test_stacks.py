@@ -9,27 +9,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from adapters.settings import PREFIX, Settings, load
 from functions.routes import FUNCTIONS, Authorizer, Function, Http, Queue, Socket, http_routes, socket_routes
 from tests.infra.conftest import Resource, Synthesised, read, run_app
+from tests.infra.presets import text
 
 SECRETS = ("token_keys", "turn_secret", "origin_secret", "mongo_uri", "fcm_credentials")
 QUEUES = [(function, route) for function in FUNCTIONS for route in function.routes if isinstance(route, Queue)]
-
-
-def flat(value: Any) -> str:
-    """A property as text: literals as they are, references as ${name}."""
-    if isinstance(value, str):
-        return value
-    if "Fn::Join" in value:
-        separator, parts = value["Fn::Join"]
-        return str(separator).join(flat(part) for part in parts)
-    if "Fn::Select" in value:
-        return flat(value["Fn::Select"][1]["Fn::Split"][1])
-    ((kind, target),) = value.items()
-    return f"${{{'.'.join(target) if kind == 'Fn::GetAtt' else target}}}"
 
 
 def of_socket(synthesised: Synthesised, properties: Resource) -> bool:
@@ -56,8 +43,8 @@ def alias_of(synthesised: Synthesised, text: str) -> str:
 
 def target_of(synthesised: Synthesised, route: Resource) -> str:
     """The logical id of the Lambda behind a route."""
-    integration = synthesised.of_type("AWS::ApiGatewayV2::Integration")[flat(route["Target"]).removeprefix("integrations/${").rstrip("}")]
-    return alias_of(synthesised, flat(integration["IntegrationUri"]))
+    integration = synthesised.of_type("AWS::ApiGatewayV2::Integration")[text(route["Target"]).removeprefix("integrations/${").rstrip("}")]
+    return alias_of(synthesised, text(integration["IntegrationUri"]))
 
 
 def statements_of(synthesised: Synthesised, function: Function) -> Iterator[tuple[list[str], list[str]]]:
@@ -69,7 +56,7 @@ def statements_of(synthesised: Synthesised, function: Function) -> Iterator[tupl
         if {action.partition(":")[0] for action in actions} in ({"xray"}, {"ec2"}) and resources == ["*"]:
             continue
         assert statement["Effect"] == "Allow"
-        yield actions, [flat(item) for item in (resources if isinstance(resources, list) else [resources])]
+        yield actions, [text(item) for item in (resources if isinstance(resources, list) else [resources])]
 
 
 def test_every_route_of_the_table_is_in_the_templates_exactly_once_and_nothing_else(synthesised: Synthesised) -> None:
@@ -89,7 +76,7 @@ def test_every_route_reaches_the_function_that_the_table_names(synthesised: Synt
 
 def test_gateway_may_invoke_every_function_it_reaches(synthesised: Synthesised) -> None:
     allowed = {
-        alias_of(synthesised, flat(item["FunctionName"]))
+        alias_of(synthesised, text(item["FunctionName"]))
         for item in synthesised.of_type("AWS::Lambda::Permission").values()
         if item["Principal"] == "apigateway.amazonaws.com"
     }
@@ -192,18 +179,18 @@ def test_every_queue_has_a_dead_letter_queue_that_remembers_longest(synthesised:
 
 
 def test_queues_are_consumed_in_batches_that_report_each_failure(synthesised: Synthesised) -> None:
-    sources = {alias_of(synthesised, flat(item["FunctionName"])): item for item in synthesised.of_type("AWS::Lambda::EventSourceMapping").values()}
+    sources = {alias_of(synthesised, text(item["FunctionName"])): item for item in synthesised.of_type("AWS::Lambda::EventSourceMapping").values()}
     assert len(sources) == len(QUEUES)
     for function, queue in QUEUES:
         source = sources[lambdas(synthesised)[function.handler][0]]
         assert (source["FunctionResponseTypes"], source["BatchSize"]) == (["ReportBatchItemFailures"], queue.batch_size)
         assert source["ScalingConfig"]["MaximumConcurrency"] >= 2
-        assert f"ExportsOutputFnGetAtt{queue.name}" in flat(source["EventSourceArn"])
+        assert f"ExportsOutputFnGetAtt{queue.name}" in text(source["EventSourceArn"])
 
 
 def test_the_environment_of_every_function_is_the_settings_and_nothing_else(synthesised: Synthesised) -> None:
     for _, properties in lambdas(synthesised).values():
-        variables = {name: value if isinstance(value, str) else flat(value) for name, value in properties["Environment"]["Variables"].items()}
+        variables = {name: value if isinstance(value, str) else text(value) for name, value in properties["Environment"]["Variables"].items()}
         over_ipv6 = {"AWS_ENDPOINT_URL_SQS"} if "VpcConfig" in properties else set()
         assert {name for name in variables if not name.startswith(PREFIX)} == over_ipv6
         settings = load(variables)
