@@ -24,7 +24,8 @@ from media_fleet import public_address
 from media_fleet.log import log
 from media_fleet.meters import Meter, Reading, publish
 from media_fleet.relay import Relay, RelayConfig, opened, run_loop, serve
-from media_fleet.settings import HubSettings, address, load, load_hub
+from media_fleet.settings import HubSettings, address, addresses, load, load_hub
+from media_fleet.tls import TlsFiles
 from media_fleet.turn import shared_secrets, static_users
 
 if TYPE_CHECKING:
@@ -38,11 +39,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m media_fleet", description="Heliograph's media fleet.")
     commands = parser.add_subparsers(dest="command", required=True)
     relay = commands.add_parser("relay", help="the TURN relay alone with fixed users, for measuring on one machine")
-    relay.add_argument("--listen", default="127.0.0.1:3478", metavar="IP:PORT", help="UDP address of the listener; port 0 takes a free one (%(default)s)")
+    relay.add_argument("--listen", action="append", metavar="IP:PORT", help="UDP listener; port 0 takes a free one; may be repeated (127.0.0.1:3478)")
+    relay.add_argument("--listen-tcp", action="append", default=[], metavar="IP:PORT", help="TCP listener; may be repeated")
+    relay.add_argument("--listen-tls", action="append", default=[], metavar="IP:PORT", help="TLS listener; may be repeated")
+    relay.add_argument("--certificate", metavar="FILE", help="certificate chain of the TLS listeners, PEM")
+    relay.add_argument("--private-key", metavar="FILE", help="private key of the TLS listeners, PEM")
     relay.add_argument("--realm", default="heliograph", help="realm of the credentials (%(default)s)")
     relay.add_argument("--user", action="append", required=True, metavar="NAME:PASSWORD", help="a fixed user; may be repeated")
     relay.add_argument("--allow-peer", action="append", default=[], metavar="CIDR", help="peers allowed in spite of the deny list; may be repeated")
-    relay.add_argument("--relay-address", metavar="IP", help="address that peers reach the relay at (default: the listener's)")
+    relay.add_argument("--relay-address", action="append", default=[], metavar="IP", help="address that peers reach it at, one per family (the listeners')")
     relay.add_argument("--stats", metavar="IP:PORT", help="HTTP endpoint: /healthz and /allocations")
     commands.add_parser("hub", help="the event hub alone; settings come from the environment")
     commands.add_parser("node", help="a node of the fleet; settings come from the environment")
@@ -64,14 +69,23 @@ def _relay(chosen: argparse.Namespace) -> None:
     config = RelayConfig(
         realm=chosen.realm,
         credentials=static_users(users, chosen.realm),
-        listen=address(chosen.listen, "--listen"),
-        relay_address=chosen.relay_address and _ip(chosen.relay_address, "--relay-address"),
+        listen=tuple(address(text, "--listen") for text in chosen.listen or ["127.0.0.1:3478"]),
+        listen_tcp=tuple(address(text, "--listen-tcp") for text in chosen.listen_tcp),
+        listen_tls=tuple(address(text, "--listen-tls") for text in chosen.listen_tls),
+        tls=_tls_files(chosen),
+        relay_addresses=tuple(_ip(text, "--relay-address") for text in chosen.relay_address),
         allow_peers=tuple(_network(text) for text in chosen.allow_peer),
         stats_listen=address(chosen.stats, "--stats") if chosen.stats else None,
         allocations_per_account=8_000,
     )
-    _needs_relay_address(config, "--relay-address")
+    _check_relay_address(config, "--relay-address")
     serve(config)
+
+
+def _tls_files(chosen: argparse.Namespace) -> TlsFiles | None:
+    if bool(chosen.certificate) != bool(chosen.private_key) or (chosen.listen_tls and not chosen.certificate):
+        raise SystemExit("A TLS listener needs --certificate and --private-key.")
+    return TlsFiles(chosen.certificate, chosen.private_key) if chosen.certificate else None
 
 
 def refuse_in_a_container(environ: Mapping[str, str]) -> None:
@@ -181,12 +195,13 @@ def _node() -> None:
     config = RelayConfig(
         realm=settings.turn_realm,
         credentials=shared_secrets(lambda: secrets[-1], settings.turn_realm),
-        listen=address(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
-        relay_address=_public_address(settings.relay_address),
+        listen=addresses(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
+        listen_tcp=addresses(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
+        relay_addresses=tuple(_public_address(text) for text in settings.relay_address.split(",")),
         stats_listen=address(settings.stats_listen, "HELIOGRAPH_STATS_LISTEN") if settings.stats_listen else None,
         drain_s=_seconds(settings.relay_drain_s, "HELIOGRAPH_RELAY_DRAIN_S"),
     )
-    _needs_relay_address(config, "HELIOGRAPH_RELAY_ADDRESS")
+    _check_relay_address(config, "HELIOGRAPH_RELAY_ADDRESS")
 
     async def node() -> None:
         watching = asyncio.create_task(_watch_secret(settings.turn_secret_id, secrets))
@@ -280,12 +295,12 @@ def _whole(text: str, name: str) -> int:
         raise SystemExit(f"{name} must be a whole number.") from None
 
 
-def _needs_relay_address(config: RelayConfig, name: str) -> None:
-    listening, told = ipaddress.ip_address(config.listen[0]), ipaddress.ip_address(config.relay_address or config.listen[0])
-    if told.is_unspecified:
+def _check_relay_address(config: RelayConfig, name: str) -> None:
+    told = [ipaddress.ip_address(host) for host in config.relay_addresses or dict.fromkeys(host for host, _ in config.listen)]
+    if any(host.is_unspecified for host in told):
         raise SystemExit(f"A relay that listens on every address needs {name}: the IP address that peers reach it at.")
-    if told.version != listening.version:
-        raise SystemExit(f"{name} must be of the same address family as the listener.")
+    if len({host.version for host in told}) < len(told):
+        raise SystemExit(f"A relay has one relay address of each family at most: say which by {name}.")
 
 
 if __name__ == "__main__":

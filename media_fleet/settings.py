@@ -38,8 +38,10 @@ class NodeSettings(HubSettings):
     """Of a node: a relay, and a hub where the hub's two required settings are there."""
 
     turn_secret_id: str = _setting("Secrets Manager id of {current, previous}: the relay's shared secret.")
-    relay_address: str = _setting("The public IP address of this node, as peers reach it; `auto` asks AWS (EC2 or Fargate).")
-    turn_listen: str = _setting("IP:PORT the relay listens on, UDP.", "0.0.0.0:3478")
+    relay_address: str = _setting("Public IP address of this node, as peers reach it, or an IPv4 and an IPv6 one with a comma; `auto` asks AWS (EC2, Fargate).")
+    turn_listen: str = _setting("IP:PORT the relay listens on, UDP and TCP; several with commas.", "0.0.0.0:3478")
+    turn_listen_tls: str = _setting("IP:PORT the relay listens on, TLS, such as 0.0.0.0:5349,0.0.0.0:443; empty for none.", "")
+    turn_tls_secret_id: str = _setting("Secrets Manager id of {certificate, key}: PEM texts for `turn_listen_tls`, read again when they changed.", "")
     turn_realm: str = _setting("Realm of the relay; clients learn it from the relay itself.", "heliograph")
     stats_listen: str = _setting("IP:PORT of the HTTP endpoint for health and meters; empty for none.", "")
     relay_drain_s: str = _setting("How many seconds calls may go on after SIGTERM.", "100")
@@ -82,3 +84,8 @@ def address(text: str, name: str) -> Address:
     if not 0 <= number <= 65_535:
         raise SystemExit(f"{name} must be an IP address and a port, such as 127.0.0.1:3478.")
     return str(ip), number
+
+
+def addresses(text: str, name: str) -> tuple[Address, ...]:
+    """Several of `address`, with commas; none for an empty text."""
+    return tuple(address(part.strip(), name) for part in text.split(",")) if text else ()

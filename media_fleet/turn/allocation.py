@@ -31,10 +31,17 @@ def is_ipv6(relay_id: RelayId) -> bool:
 class Counters(Protocol):
     """Payload bytes and datagrams that were relayed. A data path outside Python counts in memory of its own."""
 
-    from_client_bytes: int
-    to_client_bytes: int
-    from_client_packets: int
-    to_client_packets: int
+    @property
+    def from_client_bytes(self) -> int: ...
+
+    @property
+    def to_client_bytes(self) -> int: ...
+
+    @property
+    def from_client_packets(self) -> int: ...
+
+    @property
+    def to_client_packets(self) -> int: ...
 
 
 @dataclass(slots=True)

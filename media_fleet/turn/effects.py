@@ -94,12 +94,17 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """The channel stands for this peer until then; `is_own`: the peer is at a relayed address of this server."""
+    """The channel stands for this peer until then.
+
+    `is_own`: the peer is at a relayed address of this server, so it is reached inside. Where no allocation has that port, the datagram may leave by the
+    socket only if `may_leave`: the operator allows that host as a peer, whoever has the port.
+    """
 
     relay_id: RelayId
     number: int
     peer: Address
     is_own: bool
+    may_leave: bool
     expires_at: float
 
 

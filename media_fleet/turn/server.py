@@ -84,6 +84,7 @@ class Counts:
     """What the server did not do, since its start."""
 
     refusals: Counter[int] = field(default_factory=Counter)  # by error code
+    auth_failures: int = 0  # requests with credentials that were wrong, unknown or expired
     silenced: int = 0  # answers to unauthenticated requests beyond the limit of their source
     over_rate: int = 0  # relayed datagrams beyond the bandwidth of their account
 
@@ -328,6 +329,7 @@ class TurnServer:
             raise Refused(400)
         signer = self._signer(message, username, five_tuple, now)
         if signer is None:
+            self.counts.auth_failures += 1
             raise Refused(401, *challenge)
         if not self._nonces.is_fresh(nonce, five_tuple[0], now):
             raise Refused(438, *challenge)
@@ -350,7 +352,7 @@ class TurnServer:
         if five_tuple in self._pending:
             return []
         if existing is not None:  # (2): a retransmission gets the same success, anything else 437
-            if existing.transaction_id != message.transaction_id:
+            if (existing.transaction_id, existing.username) != (message.transaction_id, signer.username):
                 raise Refused(437)
             return [SendToClient(existing.reply, five_tuple)]
         wish = wanted(message, self.settings)
@@ -500,7 +502,7 @@ class TurnServer:
             raise Refused(508)
         channel = Channel(number, peer, now + CHANNEL_S, relayed, peer[0] in self._hosts)
         allocation.channels[number] = allocation.channels_by_peer[peer] = channel
-        bound = Bind(relayed.relay_id, number, peer, channel.is_own, channel.expires_at)
+        bound = Bind(relayed.relay_id, number, peer, channel.is_own, self._peers.is_listed(peer[0]), channel.expires_at)
         return [self._permit(allocation, relayed, peer[0], now), bound, self._succeed(message, signer, five_tuple)]
 
     def _permit(self, allocation: Allocation, relayed: Relayed, host: str, now: float) -> Permit:

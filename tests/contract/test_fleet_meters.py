@@ -72,5 +72,5 @@ async def test_lines_come_at_once_and_then_in_steps(capsys: pytest.CaptureFixtur
 
 
 async def test_a_relay_without_calls_reads_as_zero() -> None:
-    async with Relay(RelayConfig(realm="r", credentials=static_users({"ann": "pass"}, "r"), listen=("127.0.0.1", 0))) as relay:
+    async with Relay(RelayConfig(realm="r", credentials=static_users({"ann": "pass"}, "r"), listen=(("127.0.0.1", 0),))) as relay:
         assert told(Meter("dev", "n").line(relay.reading(), NOW_MS)) == {"Allocations": 0, "RelayedBytes": 0, "DroppedDatagrams": 0}

@@ -29,7 +29,7 @@ LOOPBACK = ("127.0.0.0/8",)
 
 
 def config(**changes: Any) -> RelayConfig:
-    values = {"realm": REALM, "credentials": static_users({"ann": "pass"}, REALM), "listen": ("127.0.0.1", 0), "allow_peers": LOOPBACK}
+    values = {"realm": REALM, "credentials": static_users({"ann": "pass"}, REALM), "listen": (("127.0.0.1", 0),), "allow_peers": LOOPBACK}
     return RelayConfig(**{**values, **changes})
 
 
@@ -100,7 +100,7 @@ def living(relay: Relay) -> list[dict[str, Any]]:
 
 async def test_a_relay_that_listens_on_every_address_tells_the_public_one_and_takes_what_arrives_at_the_private_one() -> None:
     """As behind an Elastic IP: the network translates, so what peers send to the public address arrives at the machine's own."""
-    async with Relay(config(listen=("0.0.0.0", 0), relay_address="8.8.4.4")) as relay:
+    async with Relay(config(listen=(("0.0.0.0", 0),), relay_addresses=("8.8.4.4",))) as relay:
         transport, inbox = await create_turn_endpoint(Inbox, ("127.0.0.1", relay.address[1]), "ann", "pass")
         told, port = transport.get_extra_info("sockname")
         assert told == "8.8.4.4"
@@ -322,15 +322,15 @@ async def _get(url: str) -> tuple[int, Any]:
 
 async def test_a_relay_on_every_address_must_be_told_its_own() -> None:
     with pytest.raises(ValueError, match="relay_address"):
-        Relay(config(listen=("0.0.0.0", 0)))
-    async with Relay(config(listen=("0.0.0.0", 0), relay_address="127.0.0.1")) as relay:
+        Relay(config(listen=(("0.0.0.0", 0),)))
+    async with Relay(config(listen=(("0.0.0.0", 0),), relay_addresses=("127.0.0.1",))) as relay:
         transport, _ = await create_turn_endpoint(Inbox, ("127.0.0.1", relay.address[1]), "ann", "pass")
         assert transport.get_extra_info("sockname")[0] == "127.0.0.1"
         transport.close()
 
 
 async def test_over_ipv6_a_binding_is_answered() -> None:
-    async with Relay(config(listen=("::1", 0), allow_peers=("::1/128",))) as relay:
+    async with Relay(config(listen=(("::1", 0),), allow_peers=("::1/128",))) as relay:
         loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
             client.setblocking(False)

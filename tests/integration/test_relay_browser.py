@@ -43,7 +43,7 @@ async def test_two_relay_only_peers_in_chromium_hear_each_other_without_an_allow
     chromium = shutil.which("chromium")
     assert chromium, "chromium is not installed: apt-get install chromium (make test does it)"
     realm, username = "heliograph", turn_username(time.time_ns() // 10**9 + 600, "acc_1", "dev_1")
-    async with Relay(RelayConfig(realm=realm, credentials=shared_secrets(lambda: TurnSecrets("north"), realm), listen=("127.0.0.1", 0))) as relay:
+    async with Relay(RelayConfig(realm=realm, credentials=shared_secrets(lambda: TurnSecrets("north"), realm), listen=(("127.0.0.1", 0),))) as relay:
         server = {"urls": [f"turn:127.0.0.1:{relay.address[1]}?transport=udp"], "username": username, "credential": turn_password("north", username)}
         async with async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"])

@@ -52,7 +52,7 @@ def started(*arguments: str, **env: str) -> Iterator[tuple[subprocess.Popen[str]
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("relay listening on udp "), line + (process.communicate()[1] if not line else "")
-        host, _, port = line.split()[-1].rpartition(":")
+        host, _, port = line.split()[4].rstrip(",").rpartition(":")
         yield process, (host, int(port))
     finally:
         process.kill()
@@ -113,12 +113,14 @@ def test_fixed_users_pass_where_the_execution_environment_is_another() -> None:
         (["--listen", "localhost:1"], "--listen must be an IP address and a port"),
         (["--listen", "127.0.0.1:99999"], "--listen must be an IP address and a port"),
         (["--listen", "0.0.0.0:0"], "needs --relay-address"),
-        (["--listen", "[::1]:0", "--relay-address", "127.0.0.1"], "same address family"),
+        (["--relay-address", "127.0.0.1", "--relay-address", "127.0.0.2"], "one relay address of each family"),
+        (["--listen-tls", "127.0.0.1:0"], "needs --certificate and --private-key"),
+        (["--listen-tls", "127.0.0.1:0", "--certificate", "none.pem", "--private-key", "none.pem"], "none.pem cannot be read"),
         (["--user", "ann"], "--user must be NAME:PASSWORD"),
         (["--allow-peer", "127.0.0.1/8"], "--allow-peer must be a CIDR"),
         (["--relay-address", "me"], "--relay-address must be an IP address"),
         (["--stats", "9"], "--stats must be an IP address and a port"),
-        (["--listen", "203.0.113.1:3478"], "cannot listen on udp 203.0.113.1:3478"),
+        (["--listen", "203.0.113.1:3478", "--relay-address", "127.0.0.1"], "cannot listen on udp 203.0.113.1:3478"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_one_sentence(arguments: list[str], sentence: str) -> None:

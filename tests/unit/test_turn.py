@@ -331,6 +331,15 @@ def test_a_retransmitted_allocate_gets_the_same_success_and_a_new_one_437_s7_2_2
     assert len(ann.laptop.open_ports) == 1
 
 
+def test_the_transaction_id_of_an_allocate_with_another_users_credentials_is_no_retransmission(laptop: Laptop, ann: Client) -> None:
+    first = ann.ask(Method.ALLOCATE, UDP)
+    bob = Client(laptop, "bob", "word")
+    bob.nonce = ann.nonce
+    bob.next_id = lambda: first.transaction_id  # type: ignore[method-assign]
+    assert code(bob.exchange(bob.signed(Method.ALLOCATE, UDP))) == 437
+    assert ann.exchange(ann.last) == first
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -941,7 +950,7 @@ def test_a_data_path_outside_python_is_told_all_it_has_to_know(laptop: Laptop, a
     assert rest == [
         Permit(port, PEER[0], NOW + 300),
         Permit(port, OTHER[0], NOW + 300),
-        Bind(port, 0x4000, OTHER, False, NOW + 600),
+        Bind(port, 0x4000, OTHER, False, False, NOW + 600),
         Extend(port, NOW + 1210),
     ]
     install.relayed.counters = Traffic(1, 2, 3, 4)
