@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from heliograph.ice import TurnSecrets
 from media_fleet import public_address
+from media_fleet.datapath.paths import NAMES
 from media_fleet.log import log
 from media_fleet.meters import Meter, Reading, publish
 from media_fleet.relay import Relay, RelayConfig, opened, run_loop, serve
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     relay.add_argument("--user", action="append", required=True, metavar="NAME:PASSWORD", help="a fixed user; may be repeated")
     relay.add_argument("--allow-peer", action="append", default=[], metavar="CIDR", help="peers allowed in spite of the deny list; may be repeated")
     relay.add_argument("--relay-address", action="append", default=[], metavar="IP", help="address that peers reach it at, one per family (the listeners')")
+    relay.add_argument("--data-path", choices=NAMES, default="auto", help="who forwards for UDP clients (%(default)s)")
     relay.add_argument("--stats", metavar="IP:PORT", help="HTTP endpoint: /healthz and /allocations")
     commands.add_parser("hub", help="the event hub alone; settings come from the environment")
     commands.add_parser("node", help="a node of the fleet; settings come from the environment")
@@ -73,6 +75,9 @@ def _relay(chosen: argparse.Namespace) -> None:
         listen_tcp=tuple(address(text, "--listen-tcp") for text in chosen.listen_tcp),
         listen_tls=tuple(address(text, "--listen-tls") for text in chosen.listen_tls),
         tls=_tls_files(chosen),
+        data_path=chosen.data_path,
+        account_bytes_per_s=0,
+        unauthenticated_per_s=0,
         relay_addresses=tuple(_ip(text, "--relay-address") for text in chosen.relay_address),
         allow_peers=tuple(_network(text) for text in chosen.allow_peer),
         stats_listen=address(chosen.stats, "--stats") if chosen.stats else None,

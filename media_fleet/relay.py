@@ -19,7 +19,9 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
-from media_fleet.datapath.paths import DataPath
+from media_fleet.datapath import compiled
+from media_fleet.datapath.outside import OutsidePath
+from media_fleet.datapath.paths import DataPath, DataPathName
 from media_fleet.datapath.python import UDP, PythonPath
 from media_fleet.log import log
 from media_fleet.stats import serve_stats
@@ -68,6 +70,7 @@ class RelayConfig:
     listen_tcp: tuple[Address, ...] = ()
     listen_tls: tuple[Address, ...] = ()
     tls: TlsFiles | None = None  # needed by `listen_tls`
+    data_path: DataPathName = "auto"  # of UDP clients: `compiled` is refused where its library is missing, `auto` takes Python's instead
     relay_addresses: tuple[str, ...] = ()  # the IPs that peers reach us at, at most one of each family; default: the UDP listeners' own
     allow_peers: tuple[str, ...] = ()  # CIDRs that override the deny list; for measuring and for one machine only
     stats_listen: Address | None = None  # HTTP endpoint: /healthz, /allocations
@@ -150,17 +153,28 @@ class Relay:
             if self.config.stats_listen:
                 with _at(TCP, self.config.stats_listen):
                     await self._serve_stats(self.config.stats_listen)
+            self._server = TurnServer(self._settings(), self.config.credentials, os.urandom, self._peers())
+            self._python = PythonPath(self._server, self._now, self._forward, self._on_request, self._on_icmp)
+            self._path = self._chosen_path()
         except BaseException:
             for listener in self._listeners.values():
                 listener.close()
             await self._streams.close()
             raise
-        self._server = TurnServer(self._settings(), self.config.credentials, os.urandom, self._peers())
-        self._python = PythonPath(self._server, self._now, self._forward, self._on_request, self._on_icmp)
-        self._path: DataPath = self._python
         for here, listener in self._listeners.items():
             self._path.listen(listener, here)
         self._is_open = True
+
+    def _chosen_path(self) -> DataPath:
+        """The data path of UDP clients."""
+        if self.config.data_path == "python":
+            return self._python
+        library = compiled.load()
+        if library is None:
+            if self.config.data_path == "compiled":
+                raise ValueError("The compiled data path is not here: `python -m media_fleet.datapath.build` makes it, with a C compiler.")
+            return self._python
+        return OutsidePath(library, self._server, self._offset_s, self._now, self._forward, self._on_request)
 
     def _listen(self, address: Address) -> None:
         listener = _udp_socket(address)

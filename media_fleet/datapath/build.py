@@ -17,7 +17,19 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("fast.c")
 LIBRARY = Path(__file__).with_name("fast.so")
 COMPILERS = ("gcc", "cc", "clang")
-FLAGS = ("-std=c11", "-O2", "-shared", "-fPIC", "-pthread", "-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-Wall", "-Wextra", "-Wl,-z,relro,-z,now")
+FLAGS = (
+    "-std=c11",
+    "-O2",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+    "-fstack-protector-strong",
+    "-U_FORTIFY_SOURCE",
+    "-D_FORTIFY_SOURCE=2",
+    "-Wall",
+    "-Wextra",
+    "-Wl,-z,relro,-z,now",
+)
 
 
 class NotBuilt(Exception):

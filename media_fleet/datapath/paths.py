@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
-from typing import Protocol
+from typing import Final, Literal, Protocol, get_args
 
 from media_fleet.stun import Address
 from media_fleet.turn import Bind, Extend, Install, Permit, RelayId
+
+DataPathName = Literal["auto", "python", "compiled"]
+NAMES: Final[tuple[DataPathName, ...]] = get_args(DataPathName)
 
 
 class DataPath(Protocol):
