@@ -61,7 +61,7 @@ def now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def until(holds: Callable[[], bool], missing: str, timeout_s: float = 15.0) -> None:
+async def until(holds: Callable[[], bool], missing: str, timeout_s: float = 30.0) -> None:
     try:
         async with asyncio.timeout(timeout_s):
             while not holds():  # noqa: ASYNC110 - what is awaited lives in another process

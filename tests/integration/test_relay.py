@@ -74,7 +74,7 @@ class Inbox(asyncio.DatagramProtocol):
         return [error.response.attributes["ERROR-CODE"][0] for error in self.errors if isinstance(error, aioice_stun.TransactionFailed)]
 
     async def next(self) -> tuple[bytes, Any]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await self.received.get()
 
 
@@ -83,7 +83,7 @@ async def allocate(relay: Relay, username: str = "ann", password: str = "pass") 
     return transport, inbox
 
 
-async def until(holds: Callable[[], object], missing: str, seconds: float = 5.0) -> None:
+async def until(holds: Callable[[], object], missing: str, seconds: float = 30.0) -> None:
     """Waits until `holds`; fails with what is still missing."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -108,7 +108,7 @@ async def test_a_relay_that_listens_on_every_address_tells_the_public_one_and_ta
             peer.bind(("127.0.0.1", 0))
             transport.sendto(b"out", peer.getsockname())
             peer.setblocking(False)
-            data, seen = await asyncio.wait_for(asyncio.get_running_loop().sock_recvfrom(peer, 100), 5)
+            data, seen = await asyncio.wait_for(asyncio.get_running_loop().sock_recvfrom(peer, 100), 30)
             assert (data, seen) == (b"out", ("127.0.0.1", port))
             peer.sendto(b"back", ("127.0.0.1", port))
             assert await inbox.next() == (b"back", peer.getsockname())
@@ -191,7 +191,7 @@ async def test_a_draining_relay_takes_no_allocation_and_waits_for_the_living(ech
         assert (await inbox.next())[0] == b"still here"
         assert not draining.done()
         transport.close()
-        await asyncio.wait_for(draining, 3)
+        await asyncio.wait_for(draining, 30)
 
 
 # aiortc
@@ -336,5 +336,5 @@ async def test_over_ipv6_a_binding_is_answered() -> None:
             client.setblocking(False)
             client.connect(relay.address)
             await loop.sock_sendall(client, Message(Method.BINDING, Class.REQUEST, bytes(12)).serialize())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert parse(await loop.sock_recv(client, 1500)).message_class is Class.SUCCESS
