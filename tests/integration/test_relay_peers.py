@@ -136,7 +136,7 @@ async def uclients(relays: Relays) -> AsyncIterator[dict[tuple[str, str, str], a
 
 
 def clients(how: str) -> int:
-    return 1 if how == "channels" else 4
+    return 1 if how == "channels" else 2
 
 
 def messages(transport: str) -> int:
