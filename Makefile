@@ -29,7 +29,7 @@ $(STAMP)/infra: $(STAMP)/python
 	@touch $@
 
 $(STAMP)/system: | $(STAMP)/python
-	@$(BIN)/python -m local.system chromium turnserver redis-server aplay
+	@$(BIN)/python -m local.system chromium firefox-esr certutil turnserver redis-server aplay
 	@touch $@
 
 $(STAMP)/web: clients/web/package-lock.json $(wildcard clients/web/src/*.ts) $(wildcard clients/web/demo/*) | $(STAMP)/python

@@ -9,7 +9,17 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = {"chromium": "chromium", "turnserver": "coturn", "redis-server": "redis-server", "aplay": "alsa-utils"}  # the last for its recordings of speech
+PACKAGES = {
+    "chromium": "chromium",
+    "firefox-esr": "firefox-esr",
+    "certutil": "libnss3-tools",  # the browsers' stores of authorities
+    "turnserver": "coturn",
+    "turnutils_uclient": "coturn",
+    "turnutils_peer": "coturn",
+    "turnutils_stunclient": "coturn",
+    "redis-server": "redis-server",
+    "aplay": "alsa-utils",  # for its recordings of speech
+}
 
 
 def missing(programs: list[str]) -> list[str]:

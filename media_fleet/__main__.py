@@ -17,7 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from heliograph.ice import TurnSecrets
 from media_fleet import public_address
@@ -28,6 +28,7 @@ from media_fleet.relay import Relay, RelayConfig, opened, run_loop, serve
 from media_fleet.settings import HubSettings, address, addresses, load, load_hub
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import shared_secrets, static_users
+from media_fleet.turn.settings import UnaskedFamily
 
 if TYPE_CHECKING:
     from media_fleet.hub import HubConfig
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     relay.add_argument("--user", action="append", required=True, metavar="NAME:PASSWORD", help="a fixed user; may be repeated")
     relay.add_argument("--allow-peer", action="append", default=[], metavar="CIDR", help="peers allowed in spite of the deny list; may be repeated")
     relay.add_argument("--relay-address", action="append", default=[], metavar="IP", help="address that peers reach it at, one per family (the listeners')")
+    relay.add_argument("--unasked-family", choices=get_args(UnaskedFamily), default="ipv4", help="for clients that name none (%(default)s, as RFC 8656 has it)")
     relay.add_argument("--data-path", choices=NAMES, default="auto", help="who forwards for UDP clients (%(default)s)")
     relay.add_argument("--stats", metavar="IP:PORT", help="HTTP endpoint: /healthz and /allocations")
     commands.add_parser("hub", help="the event hub alone; settings come from the environment")
@@ -75,6 +77,7 @@ def _relay(chosen: argparse.Namespace) -> None:
         listen_tcp=tuple(address(text, "--listen-tcp") for text in chosen.listen_tcp),
         listen_tls=tuple(address(text, "--listen-tls") for text in chosen.listen_tls),
         tls=_tls_files(chosen),
+        unasked_family=chosen.unasked_family,
         data_path=chosen.data_path,
         account_bytes_per_s=0,
         unauthenticated_per_s=0,

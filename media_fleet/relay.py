@@ -54,6 +54,7 @@ from media_fleet.turn import (
     port_of,
 )
 from media_fleet.turn.connections import StreamLimits
+from media_fleet.turn.settings import UnaskedFamily
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, and never jumps
 # linux/in.h and linux/in6.h, which Python's socket does not name: the DF bit never, and always
@@ -72,6 +73,7 @@ class RelayConfig:
     tls: TlsFiles | None = None  # needed by `listen_tls`
     data_path: DataPathName = "auto"  # of UDP clients: `compiled` is refused where its library is missing, `auto` takes Python's instead
     relay_addresses: tuple[str, ...] = ()  # the IPs that peers reach us at, at most one of each family; default: the UDP listeners' own
+    unasked_family: UnaskedFamily = "ipv4"  # of the relayed address where a client names none; `client` gives it the family that it came by
     allow_peers: tuple[str, ...] = ()  # CIDRs that override the deny list; for measuring and for one machine only
     stats_listen: Address | None = None  # HTTP endpoint: /healthz, /allocations
     min_port: int = 49_152  # relayed ports, RFC 8656 s7.2
@@ -241,6 +243,7 @@ class Relay:
         return TurnSettings(
             realm=config.realm,
             relay_hosts=self._relay_hosts,
+            unasked_family=config.unasked_family,
             default_lifetime_s=config.default_lifetime_s,
             max_lifetime_s=config.max_lifetime_s,
             nonce_lifetime_s=config.nonce_lifetime_s,

@@ -24,8 +24,9 @@ class Wanted:
     token: bytes | None = None
 
 
-def wanted(message: Message, settings: TurnSettings) -> Wanted:
+def wanted(message: Message, settings: TurnSettings, client_host: str) -> Wanted:
     """The request's wish, or Refused by the first of the checks that fails."""
+    unasked = IPV6 if settings.unasked_family == "client" and ":" in client_host else IPV4
     transport, token = message.get(attributes.REQUESTED_TRANSPORT), message.get(attributes.RESERVATION_TOKEN)
     family, additional = message.get(attributes.REQUESTED_ADDRESS_FAMILY), message.get(attributes.ADDITIONAL_ADDRESS_FAMILY)
     even = message.get(attributes.EVEN_PORT)
@@ -40,7 +41,7 @@ def wanted(message: Message, settings: TurnSettings) -> Wanted:
         return Wanted((), token=token)
     if family is not None and additional is not None:
         raise Refused(400)  # (6)
-    if additional is None and (family or IPV4) not in settings.hosts:
+    if additional is None and (family or unasked) not in settings.hosts:
         raise Refused(440)  # (7)
     is_even, reserves = even is not None, bool(even and even & _RESERVE)
     if reserves and additional is not None:
@@ -48,7 +49,7 @@ def wanted(message: Message, settings: TurnSettings) -> Wanted:
     if reserves and settings.workers > 1:
         raise Refused(508)  # (8): the token might come to another worker
     if additional is None:
-        return Wanted((family or IPV4,), is_even=is_even, reserves=reserves)
+        return Wanted((family or unasked,), is_even=is_even, reserves=reserves)
     if additional != IPV6:
         raise Refused(400)  # (9)
     both = (IPV4, IPV6)

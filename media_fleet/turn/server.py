@@ -355,7 +355,7 @@ class TurnServer:
             if (existing.transaction_id, existing.username) != (message.transaction_id, signer.username):
                 raise Refused(437)
             return [SendToClient(existing.reply, five_tuple)]
-        wish = wanted(message, self.settings)
+        wish = wanted(message, self.settings, five_tuple[0][0])
         if wish.token is not None:
             return self._allocate_reserved(message, signer, five_tuple, wish.token, now)
         account = self._accounts.get(signer.account_id)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from media_fleet.stun.attributes import IPV4, IPV6
 from media_fleet.turn.allocation import RelayId, port_of
+
+UnaskedFamily = Literal["ipv4", "client"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,7 @@ class TurnSettings:
     realm: str
     relay_hosts: tuple[str, ...]  # the IPs of relayed addresses, as clients are told: an IPv4 one, an IPv6 one, or both
     software: str = "heliograph"
+    unasked_family: UnaskedFamily = "ipv4"  # for a client that names no family: RFC 8656 s7.2 (7) says IPv4; `client` is the family that it came by
     default_lifetime_s: int = 600
     max_lifetime_s: int = 3600  # RFC 8656 s7.2: at most an hour recommended
     nonce_lifetime_s: int = 3600  # RFC 8656 s5: expire at least hourly

@@ -502,6 +502,13 @@ def test_without_ipv4_a_request_for_no_family_gets_440() -> None:
     assert ann.allocate(fields=((attributes.REQUESTED_ADDRESS_FAMILY, 2),))[0] == HOST6
 
 
+def test_where_the_operator_says_so_a_client_that_asks_for_no_family_gets_the_one_it_came_by() -> None:
+    laptop = Laptop(relay_hosts=(HOST, HOST6), unasked_family="client")
+    four, six = Client(laptop), Client(laptop)
+    six.five_tuple = (("2606:4700::7", 1), ("2a05:d018::2", 3478), "udp")
+    assert (four.allocate()[0], six.allocate()[0]) == (HOST, HOST6)
+
+
 def test_a_dual_allocation_has_both_addresses_and_each_peer_is_reached_from_that_of_its_family(dual: Client) -> None:
     answer = dual.ask(Method.ALLOCATE, BOTH)
     at4, at6 = answer.get_all(attributes.XOR_RELAYED_ADDRESS)
