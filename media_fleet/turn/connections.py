@@ -117,12 +117,15 @@ class Connections:
 
     def received(self, connection: Connection, now: float, *, has_message: bool, has_partial: bool) -> None:
         """Bytes came: whether they completed a message, and whether they left one incomplete."""
+        is_sooner = has_message and not connection.is_greeted  # where `idle_s` is shorter than `first_message_s`
         if has_message:
             connection.is_greeted = True
             connection.heard_at = now
             connection.partial_at = None
         if has_partial and connection.partial_at is None:
             connection.partial_at = now
+            is_sooner = True
+        if is_sooner:
             self._file(connection)
 
     def keep(self, connection: Connection, is_kept: bool, now: float) -> None:
