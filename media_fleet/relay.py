@@ -148,10 +148,12 @@ class Relay:
             for address in self.config.listen:
                 with _at(UDP, address):
                     self._listen(address)
-            for transport, addresses in ((TCP, self.config.listen_tcp), (TLS, self.config.listen_tls)):
+            if self.config.listen_tls and self.config.tls is None:
+                raise ValueError("A TLS listener needs a certificate and its key.")
+            for transport, addresses, tls in ((TCP, self.config.listen_tcp, None), (TLS, self.config.listen_tls, self.config.tls)):
                 for address in addresses:
                     with _at(transport, address):
-                        self.addresses[transport].append(await self._streams.listen(address, transport, self.config.tls))
+                        self.addresses[transport].append(await self._streams.listen(address, tls))
             if self.config.stats_listen:
                 with _at(TCP, self.config.stats_listen):
                     await self._serve_stats(self.config.stats_listen)
