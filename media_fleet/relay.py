@@ -212,6 +212,10 @@ class Relay:
             self._stats.close()
             await self._stats.wait_closed()
 
+    def reload_tls(self, files: TlsFiles) -> None:
+        """A renewed certificate, for handshakes from now on; ValueError when it is wrong, and then the old one stays."""
+        self._streams.reload(files)
+
     async def drain(self) -> None:
         """Refuses new allocations and waits until the living ones are gone, at most `drain_s`."""
         self._server.is_draining = True

@@ -70,10 +70,10 @@ class Streams:
         host, port = listener.getsockname()[:2]
         return host, port
 
-    def reload(self) -> None:
-        """Reads the TLS files again, for handshakes from now on. ValueError when one listener's are wrong: then nothing changes."""
-        contexts = [server_context(secure.files) for secure in self._secure]
-        for secure, context in zip(self._secure, contexts, strict=True):
+    def reload(self, files: TlsFiles) -> None:
+        """Takes these TLS files for handshakes from now on; ValueError when they are wrong, and then nothing changes."""
+        context = server_context(files)
+        for secure in self._secure:
             secure.context = context
 
     async def close(self) -> None:
@@ -336,7 +336,6 @@ class _Secure:
     """The certificate of one listener."""
 
     def __init__(self, files: TlsFiles) -> None:
-        self.files = files
         self.context = server_context(files)
 
 
