@@ -24,11 +24,12 @@ from media_fleet import public_address
 from media_fleet.datapath.paths import NAMES
 from media_fleet.log import log
 from media_fleet.meters import Meter, Reading, publish
-from media_fleet.relay import Relay, RelayConfig, opened, run_loop, serve
+from media_fleet.relay import Relay, RelayConfig, run_loop
 from media_fleet.settings import HubSettings, address, addresses, load, load_hub
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import shared_secrets, static_users
 from media_fleet.turn.settings import UnaskedFamily
+from media_fleet.workers import WorkerPool, count_of, opened, serve
 
 if TYPE_CHECKING:
     from media_fleet.hub import HubConfig
@@ -52,15 +53,23 @@ def main(arguments: list[str] | None = None) -> None:
     relay.add_argument("--relay-address", action="append", default=[], metavar="IP", help="address that peers reach it at, one per family (the listeners')")
     relay.add_argument("--unasked-family", choices=get_args(UnaskedFamily), default="ipv4", help="for clients that name none (%(default)s, as RFC 8656 has it)")
     relay.add_argument("--data-path", choices=NAMES, default="auto", help="who forwards for UDP clients (%(default)s)")
+    relay.add_argument("--workers", default="1", metavar="N", help="relay processes, or `auto` for one per CPU (%(default)s)")
+    relay.add_argument("--drain", default="0", metavar="SECONDS", help="how long living allocations may go on after SIGTERM (%(default)s)")
     relay.add_argument("--stats", metavar="IP:PORT", help="HTTP endpoint: /healthz and /allocations")
     commands.add_parser("hub", help="the event hub alone; settings come from the environment")
     commands.add_parser("node", help="a node of the fleet; settings come from the environment")
+    worker = commands.add_parser("worker", help="one process of a relay that has several, which starts it")
+    worker.add_argument("file", type=int, help="number of the inherited socket")
     commands.add_parser("health", help="exit code 0 when the node with the same environment is well; the container's health check")
     chosen = parser.parse_args(arguments)
     if chosen.command == "relay":
         _relay(chosen)
     elif chosen.command == "hub":
         _hub()
+    elif chosen.command == "worker":
+        from media_fleet.worker import main as work
+
+        work(chosen.file)
     elif chosen.command == "health":
         sys.exit(_health(os.environ))
     else:
@@ -85,9 +94,10 @@ def _relay(chosen: argparse.Namespace) -> None:
         allow_peers=tuple(_network(text) for text in chosen.allow_peer),
         stats_listen=address(chosen.stats, "--stats") if chosen.stats else None,
         allocations_per_account=8_000,
+        drain_s=_seconds(chosen.drain, "--drain"),
     )
     _check_relay_address(config, "--relay-address")
-    serve(config)
+    serve(config, count_of(chosen.workers, "--workers"))
 
 
 def _tls_files(chosen: argparse.Namespace) -> TlsFiles | None:
@@ -139,10 +149,10 @@ def _hub_config(settings: HubSettings) -> HubConfig:
     )
 
 
-async def _relay_and_hub(config: RelayConfig, hub_config: HubConfig | None, stage: str, meters_s: float) -> None:
-    """Both in one process and on one signal; each drains in its own time."""
+async def _relay_and_hub(config: RelayConfig, workers: int, hub_config: HubConfig | None, stage: str, meters_s: float) -> None:
+    """Both on one signal, the hub in this process; each drains in its own time."""
     stopped = _stopped()
-    relay = await opened(config)
+    relay = await opened(config, workers)
     readings: list[Callable[[], Reading]] = [relay.reading]
     try:
         async with _metered(stage, meters_s, readings):
@@ -155,7 +165,7 @@ async def _relay_and_hub(config: RelayConfig, hub_config: HubConfig | None, stag
         await relay.close()
 
 
-async def _with_hub(relay: Relay, hub_config: HubConfig, stopped: asyncio.Event, readings: list[Callable[[], Reading]]) -> None:
+async def _with_hub(relay: Relay | WorkerPool, hub_config: HubConfig, stopped: asyncio.Event, readings: list[Callable[[], Reading]]) -> None:
     from media_fleet import hub
 
     hubbing = asyncio.create_task(hub.until(hub_config, stopped, lambda begun: readings.append(begun.reading)))
@@ -196,6 +206,7 @@ def _node() -> None:
         raise SystemExit("HELIOGRAPH_REDIS_URL and HELIOGRAPH_CONNECTIONS_URL belong together: set both for a hub, or none.")
     hub_config = _hub_config(settings) if settings.redis_url else None
     every_s = _seconds(settings.meters_s, "HELIOGRAPH_METERS_S")
+    workers = count_of(settings.turn_workers, "HELIOGRAPH_TURN_WORKERS")
     try:
         secrets = [_read_secret(settings.turn_secret_id)]
     except ValueError as error:
@@ -214,7 +225,7 @@ def _node() -> None:
     async def node() -> None:
         watching = asyncio.create_task(_watch_secret(settings.turn_secret_id, secrets))
         try:
-            await _relay_and_hub(config, hub_config, settings.stage, every_s)
+            await _relay_and_hub(config, workers, hub_config, settings.stage, every_s)
         finally:
             watching.cancel()
             with suppress(asyncio.CancelledError):

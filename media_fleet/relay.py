@@ -9,23 +9,24 @@ import asyncio
 import errno
 import ipaddress
 import os
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
+from media_fleet import siblings
 from media_fleet.datapath import compiled
 from media_fleet.datapath.outside import OutsidePath
 from media_fleet.datapath.paths import DataPath, DataPathName
-from media_fleet.datapath.python import UDP, PythonPath
+from media_fleet.datapath.python import LARGEST, UDP, PythonPath
 from media_fleet.log import log
 from media_fleet.stats import serve_stats
-from media_fleet.streams import TCP, TLS, Streams
+from media_fleet.streams import TCP, TLS, Streams, listening_socket
 from media_fleet.stun import Address, Icmp
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import (
@@ -50,6 +51,7 @@ from media_fleet.turn import (
     Traffic,
     TurnServer,
     TurnSettings,
+    Usage,
     is_ipv6,
     port_of,
 )
@@ -57,13 +59,18 @@ from media_fleet.turn.connections import StreamLimits
 from media_fleet.turn.settings import UnaskedFamily
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, and never jumps
+_BATCH = 64  # datagrams of other workers before others get their turn
 # linux/in.h and linux/in6.h, which Python's socket does not name: the DF bit never, and always
 _MTU_DISCOVER, _MTU_DISCOVER6, _DF_NEVER, _DF_ALWAYS = 10, 23, 0, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayConfig:
-    """Everything a relay is told. Addresses are IP literals; port 0 takes a free one."""
+    """Everything a relay is told. Addresses are IP literals; port 0 takes a free one.
+
+    Where several workers share a node (media_fleet.workers), `max_allocations` and the ports are divided among them, and what is counted per account, per
+    source or per connection is counted by each worker for itself: an account may have up to `workers` times its allocations and its bandwidth.
+    """
 
     realm: str
     credentials: Credentials  # media_fleet.turn.static_users or shared_secrets
@@ -75,6 +82,7 @@ class RelayConfig:
     relay_addresses: tuple[str, ...] = ()  # the IPs that peers reach us at, at most one of each family; default: the UDP listeners' own
     unasked_family: UnaskedFamily = "ipv4"  # of the relayed address where a client names none; `client` gives it the family that it came by
     allow_peers: tuple[str, ...] = ()  # CIDRs that override the deny list; for measuring and for one machine only
+    refused_peers: tuple[Address, ...] = ()  # addresses of this machine that are no peers, whatever is allowed; the relay's own listeners are none anyway
     stats_listen: Address | None = None  # HTTP endpoint: /healthz, /allocations
     min_port: int = 49_152  # relayed ports, RFC 8656 s7.2
     max_port: int = 65_535
@@ -107,15 +115,27 @@ class RelayConfig:
         return next((host for host, _ in self.listen if (":" in host) == (":" in relay_host)), relay_host)
 
 
-class Relay:
-    """A running relay: `async with Relay(config) as relay`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one of several workers has of a node."""
 
-    def __init__(self, config: RelayConfig) -> None:
+    worker: int
+    workers: int
+    listeners: Mapping[str, Sequence[socket.socket]]  # by transport, ready: in place of the addresses of the configuration
+    inbox: socket.socket  # where other workers' datagrams come in
+    siblings: Mapping[int, socket.socket]  # the ways to theirs
+
+
+class Relay:
+    """A running relay: `async with Relay(config) as relay`. `on_ended` is told what each allocation carried, as it ends."""
+
+    def __init__(self, config: RelayConfig, share: Share | None = None, on_ended: Callable[[Usage], object] = lambda usage: None) -> None:
         self.config = config
         self.addresses: dict[str, list[Address]] = {UDP: [], TCP: [], TLS: []}  # where it listens, once it has started
         self.stats_address: Address | None = None
-        self._relay_hosts = config.relay_hosts()
-        self._bind_hosts = {":" in host: config.bind_host(host) for host in self._relay_hosts}
+        self.hosts = config.relay_hosts()  # the IPs of relayed addresses
+        self._share, self._on_ended = share, on_ended
+        self._bind_hosts = {":" in host: config.bind_host(host) for host in self.hosts}
         self._listeners: dict[Address, socket.socket] = {}  # UDP
         self._relays: dict[RelayId, socket.socket] = {}
         self._installed: dict[RelayId, DataPath] = {}
@@ -125,6 +145,7 @@ class Relay:
         self._emptied = asyncio.Event()
         self._offset_s = time.time_ns() / 1e9 - time.clock_gettime(_CLOCK)
         self._dropped = 0
+        self._dropped_by_path: Mapping[str, int] = {}
         self._ended = Traffic()
         self._is_open = False
 
@@ -144,16 +165,11 @@ class Relay:
         """Opens the listeners and the stats endpoint; CannotListen when an address is taken, ValueError when the TLS files are wrong."""
         self._loop = asyncio.get_running_loop()
         self._streams = Streams(self._on_request, self._on_lost, self.config.streams)
+        if self.config.listen_tls and self.config.tls is None:
+            raise ValueError("A TLS listener needs a certificate and its key.")
+        listeners = self._share.listeners if self._share else open_listeners(self.config)[0]
         try:
-            for address in self.config.listen:
-                with _at(UDP, address):
-                    self._listen(address)
-            if self.config.listen_tls and self.config.tls is None:
-                raise ValueError("A TLS listener needs a certificate and its key.")
-            for transport, addresses, tls in ((TCP, self.config.listen_tcp, None), (TLS, self.config.listen_tls, self.config.tls)):
-                for address in addresses:
-                    with _at(transport, address):
-                        self.addresses[transport].append(await self._streams.listen(address, tls))
+            await self._listen(listeners)
             if self.config.stats_listen:
                 with _at(TCP, self.config.stats_listen):
                     await self._serve_stats(self.config.stats_listen)
@@ -161,12 +177,13 @@ class Relay:
             self._python = PythonPath(self._server, self._now, self._forward, self._on_request, self._on_icmp)
             self._path = self._chosen_path()
         except BaseException:
-            for listener in self._listeners.values():
-                listener.close()
             await self._streams.close()
+            close_listeners(listeners)
             raise
         for here, listener in self._listeners.items():
             self._path.listen(listener, here)
+        if self._share:
+            self._loop.add_reader(self._share.inbox.fileno(), self._read_siblings, self._share.inbox)
         self._is_open = True
 
     def _chosen_path(self) -> DataPath:
@@ -180,12 +197,14 @@ class Relay:
             return self._python
         return OutsidePath(library, self._server, self._offset_s, self._now, self._forward, self._on_request)
 
-    def _listen(self, address: Address) -> None:
-        listener = _udp_socket(address)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.config.receive_buffer_bytes)
-        here: Address = listener.getsockname()[:2]
-        self.addresses[UDP].append(here)
-        self._listeners[here] = listener
+    async def _listen(self, listeners: Mapping[str, Sequence[socket.socket]]) -> None:
+        for listener in listeners[UDP]:
+            here: Address = listener.getsockname()[:2]
+            self.addresses[UDP].append(here)
+            self._listeners[here] = listener
+        for transport, tls in ((TCP, None), (TLS, self.config.tls)):
+            for listener in listeners[transport]:
+                self.addresses[transport].append(await self._streams.listen(listener, tls))
 
     async def _serve_stats(self, address: Address) -> None:
         routes: dict[str, Callable[[], tuple[HTTPStatus, object]]] = {
@@ -206,6 +225,11 @@ class Relay:
         for here, listener in self._listeners.items():
             self._path.unlisten(here)
             listener.close()
+        if self._share:
+            self._loop.remove_reader(self._share.inbox.fileno())
+            for way in (self._share.inbox, *self._share.siblings.values()):
+                way.close()
+        self._dropped_by_path = self._path.dropped()
         self._path.stop()
         await self._streams.close()
         if self._stats:
@@ -227,16 +251,33 @@ class Relay:
         """Ended allocations that are remembered, then living ones, as plain data (see `media_fleet.turn.Usage`)."""
         return [asdict(usage) for usage in self._server.allocations()]
 
+    def living(self) -> Iterator[Usage]:
+        """What each living allocation has carried; others may have their turn between two."""
+        return self._server.living()
+
     def reading(self) -> dict[str, float]:
         """What the meters tell (see `media_fleet.meters`); bytes and drops count up since the start."""
+        return reading_of(self.counts())
+
+    def counts(self) -> dict[str, Any]:
+        """`allocations` and `capacity` now, and since the start what was relayed, by ended allocations too, what was refused, what was dropped and why."""
         relayed = Traffic()
         relayed.add(self._ended)
         for usage in self._server.living():
             relayed.add(usage)
+        dropped = Counter(self._path.dropped() if self._is_open else self._dropped_by_path)
+        if self._path is not self._python:
+            dropped.update(self._python.dropped())
+        dropped["network"] = self._dropped + dropped.pop("send_failed", 0)
+        counts = self._server.counts
         return {
-            "Allocations": self._server.live,
-            "RelayedBytes": relayed.from_client_bytes + relayed.to_client_bytes,
-            "DroppedDatagrams": self._dropped,
+            "allocations": self._server.live,
+            "capacity": self.config.max_allocations,
+            **asdict(relayed),
+            "refusals": dict(counts.refusals),
+            "auth_failures": counts.auth_failures,
+            "dropped": dict(dropped),
+            "cpu_s": time.process_time(),
         }
 
     def _health(self) -> tuple[HTTPStatus, object]:
@@ -248,7 +289,9 @@ class Relay:
         config = self.config
         return TurnSettings(
             realm=config.realm,
-            relay_hosts=self._relay_hosts,
+            relay_hosts=self.hosts,
+            worker=self._share.worker if self._share else 0,
+            workers=self._share.workers if self._share else 1,
             unasked_family=config.unasked_family,
             default_lifetime_s=config.default_lifetime_s,
             max_lifetime_s=config.max_lifetime_s,
@@ -268,15 +311,15 @@ class Relay:
     def _peers(self) -> PeerPolicy:
         """Our listeners and our stats endpoint are no peers, under none of their names."""
         addresses = [address for some in self.addresses.values() for address in some]
-        addresses += [self.stats_address] if self.stats_address else []
-        own = [(host, port) for at, port in addresses for host in (at, *self._relay_hosts)]
-        return PeerPolicy(self.config.allow_peers, own, self._relay_hosts, range(self.config.min_port, self.config.max_port + 1))
+        addresses += [*self.config.refused_peers, *([self.stats_address] if self.stats_address else [])]
+        own = [(host, port) for at, port in addresses for host in (at, *self.hosts)]
+        return PeerPolicy(self.config.allow_peers, own, self.hosts, range(self.config.min_port, self.config.max_port + 1))
 
     def _now(self) -> float:
         """Unix seconds that never jump: the wall clock at the start, counted on by the machine's own."""
         return time.clock_gettime(_CLOCK) + self._offset_s
 
-    # Datagrams. This one runs once per relayed packet.
+    # Datagrams. These run once per relayed packet.
 
     def _forward(self, forward: Forward) -> None:
         relay_id, data, to = forward
@@ -305,7 +348,24 @@ class Relay:
         return True
 
     def _to_sibling(self, data: bytes, relay_id: RelayId, sender: Address) -> None:
-        self._dropped += 1
+        """As UDP would: a worker that does not keep up loses it. KeyError and OSError are the caller's."""
+        assert self._share is not None  # the core knows no siblings where there are none
+        self._share.siblings[self._server.settings.worker_of(relay_id)].send(siblings.serialize(relay_id, sender, data))
+
+    def _read_siblings(self, inbox: socket.socket) -> None:
+        now, settings = self._now(), self._server.settings
+        for _ in range(_BATCH):
+            try:
+                data = inbox.recv(LARGEST)
+            except OSError:  # nothing more to read
+                return
+            arrived = siblings.parse(data, settings)
+            forward = None
+            if arrived is not None:
+                relay_id, sender, payload = arrived
+                forward = self._server.forward_from_peer(payload, relay_id, sender, now)
+            if forward is not None:
+                self._forward(forward)
 
     # Requests and time
 
@@ -333,7 +393,7 @@ class Relay:
                 case SendToPeer():
                     self._send_to_peer(effect)
                 case SendToSibling():
-                    self._to_sibling(effect.data, effect.relay_id, effect.sender)
+                    self._forward((SIBLING, effect.data, (effect.relay_id, effect.sender)))
                 case OpenRelays():
                     self._perform(self._server.relays_opened(effect.five_tuple, self._open_sockets(effect.choices), self._now()))
                 case Install():
@@ -360,6 +420,7 @@ class Relay:
         self._ended.add(effect.usage)
         self._streams.keep(effect.five_tuple, False)
         log("allocation_ended", **asdict(effect.usage))
+        self._on_ended(effect.usage)
         if self._server.is_draining and not self._server.live:
             self._emptied.set()
 
@@ -426,15 +487,17 @@ def _at(transport: str, address: Address) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CannotListen(f"The relay cannot listen on {transport} {_text(address)}: {error.strerror or error}.") from None
+        raise CannotListen(f"The relay cannot listen on {transport} {text_of(address)}: {error.strerror or error}.") from None
 
 
-def _udp_socket(address: Address) -> socket.socket:
+def _udp_socket(address: Address, is_shared: bool = False) -> socket.socket:
     is_v6 = ":" in address[0]
     made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM)
     try:
         if is_v6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if is_shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.setblocking(False)
         made.bind(address)
     except BaseException:
@@ -443,35 +506,59 @@ def _udp_socket(address: Address) -> socket.socket:
     return made
 
 
-async def run(config: RelayConfig) -> None:
-    """Runs a relay until SIGTERM or SIGINT."""
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    relay = await opened(config)
+def open_listeners(config: RelayConfig, workers: int = 1) -> tuple[dict[str, list[socket.socket]], ...]:
+    """The listeners of each worker by transport: UDP sockets of its own, of which the kernel chooses one by the client's address, and TCP sockets of all.
+
+    CannotListen when an address is taken.
+    """
+    opened: tuple[dict[str, list[socket.socket]], ...] = tuple({UDP: [], TCP: [], TLS: []} for _ in range(workers))
     try:
-        await stopped.wait()
-        await relay.drain()
-    finally:
-        await relay.close()
+        for address in config.listen:
+            with _at(UDP, address):
+                for listeners, listener in zip(opened, _udp_listeners(address, workers, config.receive_buffer_bytes), strict=True):
+                    listeners[UDP].append(listener)
+        for transport, addresses in ((TCP, config.listen_tcp), (TLS, config.listen_tls)):
+            for address in addresses:
+                with _at(transport, address):
+                    shared = listening_socket(address, config.streams)
+                for listeners in opened:
+                    listeners[transport].append(shared)
+    except BaseException:
+        close_listeners(*opened)
+        raise
+    return opened
 
 
-async def opened(config: RelayConfig) -> Relay:
-    """A relay that listens, which it says on stdout; SystemExit when an address is taken."""
-    _raise_file_limit()
-    relay = Relay(config)
+def close_listeners(*opened: Mapping[str, Sequence[socket.socket]]) -> None:
+    for listeners in opened:
+        for some in listeners.values():
+            for listener in some:
+                listener.close()
+
+
+def _udp_listeners(address: Address, count: int, receive_buffer_bytes: int) -> list[socket.socket]:
+    """Sockets of one address. The first is shared only when it is bound: an address that another program shares already is taken, too."""
+    made: list[socket.socket] = []
     try:
-        await relay.start()
-    except (CannotListen, ValueError) as error:
-        raise SystemExit(str(error)) from None
-    listening = (f"{transport} {_text(address)}" for transport, addresses in relay.addresses.items() for address in addresses)
-    print(f"relay listening on {', '.join(listening)}", flush=True)
-    return relay
+        for _ in range(count):
+            made.append(_udp_socket(made[0].getsockname() if made else address, is_shared=bool(made)))
+            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+            if count > 1:
+                made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except BaseException:
+        for listener in made:
+            listener.close()
+        raise
+    return made
 
 
-def serve(config: RelayConfig) -> None:
-    """`run` under uvloop where it is installed, else under asyncio."""
-    run_loop(run(config))
+def reading_of(counts: Mapping[str, Any]) -> dict[str, float]:
+    """The meters' part of a relay's counts."""
+    return {
+        "Allocations": counts["allocations"],
+        "RelayedBytes": counts["from_client_bytes"] + counts["to_client_bytes"],
+        "DroppedDatagrams": counts["dropped"]["network"],
+    }
 
 
 def run_loop(main: Any) -> None:
@@ -484,7 +571,7 @@ def run_loop(main: Any) -> None:
         uvloop.run(main)
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """One socket per allocation: take as many files as the system lets us have."""
     with suppress(ImportError, OSError, ValueError):
         import resource
@@ -493,5 +580,5 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _text(address: Address) -> str:
+def text_of(address: Address) -> str:
     return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"

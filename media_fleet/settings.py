@@ -43,6 +43,7 @@ class NodeSettings(HubSettings):
     turn_listen_tls: str = _setting("IP:PORT the relay listens on, TLS, such as 0.0.0.0:5349,0.0.0.0:443; empty for none.", "")
     turn_tls_secret_id: str = _setting("Secrets Manager id of {certificate, key}: PEM texts for `turn_listen_tls`, read again when they changed.", "")
     turn_realm: str = _setting("Realm of the relay; clients learn it from the relay itself.", "heliograph")
+    turn_workers: str = _setting("Number of relay processes; `auto` is one per CPU. What an account may have is counted by each for itself.", "1")
     stats_listen: str = _setting("IP:PORT of the HTTP endpoint for health and meters; empty for none.", "")
     relay_drain_s: str = _setting("How many seconds calls may go on after SIGTERM.", "100")
     redis_url: str = _setting("redis:// or rediss:// URL of the session store; empty for a node without a hub.", "")

@@ -52,14 +52,14 @@ class Streams:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
-    async def listen(self, address: Address, tls: TlsFiles | None = None, *, reuse_port: bool = False) -> Address:
-        """Opens a listener, of TLS where there are files for it, and returns its address (port 0 has become a real one).
+    async def listen(self, at: Address | socket.socket, tls: TlsFiles | None = None) -> Address:
+        """Opens a listener, or takes one of `listening_socket`, of TLS where there are files for it; returns its address (port 0 has become a real one).
 
         OSError when the address is taken, ValueError when the files are wrong.
         """
         self._loop = asyncio.get_running_loop()
         secure = _Secure(tls) if tls else None
-        listener = _listening(address, reuse_port, self.limits)
+        listener = at if isinstance(at, socket.socket) else listening_socket(at, self.limits)
         try:
             self._servers.append(await self._loop.create_server(lambda: _TlsStream(self, secure) if secure else _Stream(self), sock=listener, backlog=_BACKLOG))
         except BaseException:
@@ -432,14 +432,12 @@ def _host(text: str) -> str:
     return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
-def _listening(address: Address, reuse_port: bool, limits: StreamLimits) -> socket.socket:
-    """A bound socket whose options its connections inherit."""
+def listening_socket(address: Address, limits: StreamLimits) -> socket.socket:
+    """A socket that listens, whose options its connections inherit. Several processes may accept from it. OSError when the address is taken."""
     is_v6 = ":" in address[0]
     made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if is_v6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.kernel_buffer_bytes)
@@ -457,6 +455,7 @@ def _listening(address: Address, reuse_port: bool, limits: StreamLimits) -> sock
                 made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         made.setblocking(False)
         made.bind(address)
+        made.listen(_BACKLOG)
     except BaseException:
         made.close()
         raise

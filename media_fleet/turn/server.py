@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,8 +197,9 @@ class TurnServer:
         """What the remembered ended allocations carried, then the living ones."""
         return [*self._ended, *self.living()]
 
-    def living(self) -> list[Usage]:
-        return [allocation.usage() for allocation in self._allocations.values()]
+    def living(self) -> Iterator[Usage]:
+        """Of each living allocation. Others may have their turn between two: it goes over a copy, and skips what ended meanwhile."""
+        return (allocation.usage() for allocation in list(self._allocations.values()) if allocation.relays)
 
     @property
     def live(self) -> int:
@@ -502,7 +503,8 @@ class TurnServer:
             raise Refused(508)
         channel = Channel(number, peer, now + CHANNEL_S, relayed, peer[0] in self._hosts)
         allocation.channels[number] = allocation.channels_by_peer[peer] = channel
-        bound = Bind(relayed.relay_id, number, peer, channel.is_own, self._peers.is_listed(peer[0]), channel.expires_at)
+        may_leave = self._peers.is_listed(peer[0]) and not self.settings.is_a_siblings(relay_id_of(peer))
+        bound = Bind(relayed.relay_id, number, peer, channel.is_own, may_leave, channel.expires_at)
         return [self._permit(allocation, relayed, peer[0], now), bound, self._succeed(message, signer, five_tuple)]
 
     def _permit(self, allocation: Allocation, relayed: Relayed, host: str, now: float) -> Permit:
