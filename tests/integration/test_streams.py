@@ -340,7 +340,7 @@ async def test_beyond_its_limit_a_source_is_refused_and_another_is_served() -> N
 async def test_the_same_five_tuple_again_replaces_the_one_that_is_dead() -> None:
     """A client that was reset comes again from its port, before we looked at either."""
     async with serving() as world:
-        here = ("127.0.0.1", 20_000 + os.getpid() % 10_000)  # below those that the kernel gives to others meanwhile
+        here = ("127.0.0.1", 20_000 + int.from_bytes(os.urandom(2)) % 10_000)  # below those that the kernel gives to others meanwhile
         first = socket.create_connection(world.address, source_address=here)
         first.send(REQUEST)
         await until(lambda: len(world.received) == 1, "the first message")
