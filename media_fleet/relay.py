@@ -23,7 +23,7 @@ from media_fleet import siblings
 from media_fleet.datapath import compiled
 from media_fleet.datapath.outside import OutsidePath
 from media_fleet.datapath.paths import DataPath, DataPathName
-from media_fleet.datapath.python import LARGEST, UDP, PythonPath
+from media_fleet.datapath.python import LARGEST, RECVERR, RECVERR6, UDP, PythonPath
 from media_fleet.log import log
 from media_fleet.stats import serve_stats
 from media_fleet.streams import TCP, TLS, Streams, listening_socket
@@ -195,7 +195,7 @@ class Relay:
             if self.config.data_path == "compiled":
                 raise ValueError("The compiled data path is not here: `python -m media_fleet.datapath.build` makes it, with a C compiler.")
             return self._python
-        return OutsidePath(library, self._server, self._offset_s, self._now, self._forward, self._on_request)
+        return OutsidePath(library, self._server, self._offset_s, self._now, self._forward, self._on_request, self._on_icmp)
 
     async def _listen(self, listeners: Mapping[str, Sequence[socket.socket]]) -> None:
         for listener in listeners[UDP]:
@@ -441,6 +441,7 @@ class Relay:
                 for relay_id in choice:
                     opened[relay_id] = _udp_socket((self._bind_hosts[is_ipv6(relay_id)], port_of(relay_id)))
                     _set_dont_fragment(opened[relay_id], is_ipv6(relay_id), _DF_NEVER)
+                    _set_errors(opened[relay_id], is_ipv6(relay_id))
             except OSError as error:
                 log("relay_port_refused", ports=[port_of(relay_id) for relay_id in choice], error=str(error))
                 for relay in opened.values():
@@ -472,6 +473,11 @@ class Relay:
 
 
 _OF_ANOTHER = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE, errno.EPROTO, errno.EACCES)
+
+
+def _set_errors(relay: socket.socket, is_v6: bool) -> None:
+    """ICMP is to be told, by the socket's queue of errors."""
+    relay.setsockopt(*((socket.IPPROTO_IPV6, RECVERR6) if is_v6 else (socket.IPPROTO_IP, RECVERR)), 1)
 
 
 def _set_dont_fragment(relay: socket.socket, is_v6: bool, value: int) -> None:

@@ -229,7 +229,7 @@ class _Stream(asyncio.BufferedProtocol):
         self.charged = 0  # bytes that `pending` takes
         self.pending: list[bytes] = []
         self.deframer = Deframer(streams.limits.largest_unproven_message_bytes)
-        self.backlog: Iterator[bytes] | None = None
+        self.backlog: Iterator[bytes] = iter(())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
@@ -274,15 +274,13 @@ class _Stream(asyncio.BufferedProtocol):
             self._continue()
 
     def _continue(self) -> None:
-        assert self.backlog is not None
-        batch = list(islice(self.backlog, _BATCH))
-        self._deliver(batch)
         if self.is_lost:
             return
+        batch = list(islice(self.backlog, _BATCH))
         if batch:
+            self._deliver(batch)
             self.streams.later(self._continue)
         else:
-            self.backlog = None
             self.transport.resume_reading()
 
     def _deliver(self, messages: list[bytes]) -> None:

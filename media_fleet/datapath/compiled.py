@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import weakref
 from collections.abc import Hashable
 from contextlib import suppress
@@ -35,12 +36,21 @@ class Counters(Protocol):
 
 
 class Upcall(NamedTuple):
-    """A datagram that is not C's business: from a client all STUN, from a peer what has a permission and no channel."""
+    """What is not C's business: from a client all STUN, from a peer what has a permission and no channel, and ICMP that answers a datagram to a peer.
 
-    kind: Literal["client", "peer"]
+    The data of `icmp` are a `struct fast_icmp`, see `icmp_of`.
+    """
+
+    kind: Literal["client", "peer", "icmp"]
     data: bytes
     owner_id: int  # of the listener or of the relay where it arrived
     source: Address
+
+
+def icmp_of(data: bytes) -> tuple[int, int, int]:
+    """Type, code and info, which is an MTU where the type has one."""
+    type_, code, info = struct.unpack("=BBxxI", data)
+    return type_, code, info
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +175,8 @@ class CompiledPath:
             if upcall.kind == self._lib.FAST_FROM_CLIENT:
                 taken.append(Upcall("client", self._data(), upcall.id, self._source()))
             elif upcall.id in self._relays and self._handle(upcall.id) == upcall.handle:  # else it came for a relay that is closed by now
-                taken.append(Upcall("peer", self._data(), upcall.id, self._source()))
+                kind: Literal["peer", "icmp"] = "icmp" if upcall.kind == self._lib.FAST_ICMP else "peer"
+                taken.append(Upcall(kind, self._data(), upcall.id, self._source()))
         os.eventfd_write(self._fileno, 1)  # there may be more
         return taken
 

@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
+#include <linux/errqueue.h>
 #include <netinet/udp.h>
 #include <pthread.h>
 #include <signal.h>
@@ -272,7 +273,7 @@ static void hand_up(struct fast_path *path, uint64_t kind, int64_t id, uint64_t 
     uint64_t head = atomic_load_explicit(&path->head, memory_order_relaxed), tail = atomic_load_explicit(&path->tail, memory_order_acquire);
     uint64_t size = (sizeof(struct record) + length + 7) & ~7ull, at = head & (path->ring_room - 1);
     uint64_t skipped = at + size > path->ring_room ? path->ring_room - at : 0;
-    uint64_t most = kind == FAST_FROM_PEER ? path->ring_room / 2 : path->ring_room; // peers without a channel leave room for requests
+    uint64_t most = kind != FAST_FROM_CLIENT ? path->ring_room / 2 : path->ring_room; // peers without a channel leave room for requests
     if (head - tail + skipped + size > most) {
         path->stats.dropped_ring_full++;
         return;
@@ -310,7 +311,10 @@ static void tell_sent(struct fast_path *path, int at, int is_sent) {
 static void send_alone(struct fast_path *path, int at) {
     const struct iovec *data = &path->out_data[at];
     const union socket_address *to = &path->to[at];
-    tell_sent(path, at, sendto(path->out[at].fd, data->iov_base, data->iov_len, MSG_DONTWAIT, &to->any, length_of(to)) >= 0);
+    ssize_t sent = -1;
+    for (int tries = 0; sent < 0 && tries < 2 && (tries == 0 || errno != EAGAIN); tries++) // the first error may be that of an earlier datagram (udp(7))
+        sent = sendto(path->out[at].fd, data->iov_base, data->iov_len, MSG_DONTWAIT, &to->any, length_of(to));
+    tell_sent(path, at, sent >= 0);
 }
 
 // Where the run ends that can leave as one: the same address and size, only the last one may be shorter.
@@ -354,9 +358,9 @@ static void send_together(struct fast_path *path, int first, int end) {
     for (int done = 0; done < used;) {
         int result = sendmmsg(path->out[first].fd, messages + done, (unsigned)(used - done), MSG_DONTWAIT);
         int is_sent = result > 0, next = done + (is_sent ? result : 1);
-        if (is_sent || starts[next] - starts[done] == 1) {
-            for (int at = starts[done]; at < starts[next]; at++) tell_sent(path, at, is_sent);
-        } else { // a device without checksum offload (EIO), or a path that is too narrow for a segment
+        if (is_sent) {
+            for (int at = starts[done]; at < starts[next]; at++) tell_sent(path, at, 1);
+        } else { // a device without checksum offload (EIO), a path that is too narrow for a segment, or the error of an earlier datagram
             path->is_without_gso |= errno == EIO;
             for (int at = starts[done]; at < starts[next]; at++) send_alone(path, at);
         }
@@ -497,6 +501,27 @@ static void read_relay(struct fast_path *path, uint64_t handle) {
     }
 }
 
+// ICMP that came back for datagrams to peers (s11.5): the socket's queue of errors, ip(7) IP_RECVERR. Whoever leaves it there is woken up for ever.
+static void read_errors(struct fast_path *path, uint64_t handle) {
+    struct relay *relay = relay_of(path, handle);
+    for (int tries = 0; relay && tries < BATCH; tries++) {
+        union socket_address to = {.v6 = {0}};
+        _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(struct sock_extended_err) + sizeof(struct sockaddr_in6)) + 64];
+        struct msghdr header = {.msg_name = &to, .msg_namelen = sizeof to, .msg_control = control, .msg_controllen = sizeof control};
+        if (recvmsg(relay->fd, &header, MSG_ERRQUEUE | MSG_DONTWAIT) < 0) return;
+        for (struct cmsghdr *part = CMSG_FIRSTHDR(&header); part; part = CMSG_NXTHDR(&header, part)) {
+            int is_error = (part->cmsg_level == IPPROTO_IP && part->cmsg_type == IP_RECVERR) || (part->cmsg_level == IPPROTO_IPV6 && part->cmsg_type == IPV6_RECVERR);
+            if (!is_error || part->cmsg_len < CMSG_LEN(sizeof(struct sock_extended_err))) continue;
+            struct sock_extended_err error;
+            memcpy(&error, CMSG_DATA(part), sizeof error);
+            if (error.ee_origin != SO_EE_ORIGIN_ICMP && error.ee_origin != SO_EE_ORIGIN_ICMP6) continue;
+            struct fast_icmp icmp = {.type = error.ee_type, .code = error.ee_code, .info = error.ee_info};
+            struct fast_address peer = address_of(&to);
+            if (is_permitted(relay, &peer, now_s())) hand_up(path, FAST_ICMP, relay->id, relay->handle, &peer, (uint8_t *)&icmp, sizeof icmp);
+        }
+    }
+}
+
 // The thread
 
 static void let_python_in(struct fast_path *path) {
@@ -514,6 +539,7 @@ static int read_all(struct fast_path *path, const struct epoll_event *events, in
         uint64_t what = events[at].data.u64;
         if (what == WAKE_EVENT) continue;
         if (!(what & LISTENER_EVENT)) {
+            if (events[at].events & EPOLLERR) read_errors(path, what);
             read_relay(path, what);
         } else {
             int batches = 1;

@@ -1,6 +1,6 @@
 // What Python and C say to each other. Read twice: by fast.c, and by cffi (compiled.py), which knows no preprocessor; so no includes and no guards here.
 // Whoever changes a line here raises FAST_ABI, and a library that was built before is refused.
-#define FAST_ABI 1
+#define FAST_ABI 2
 
 struct fast_path;  // the thread and all its tables
 
@@ -35,6 +35,12 @@ struct fast_stats { // datagrams since the start
 
 #define FAST_FROM_CLIENT 1
 #define FAST_FROM_PEER 2
+#define FAST_ICMP 3
+
+struct fast_icmp { // the data of that kind; its source is the peer that was not reached
+    uint8_t type, code;
+    uint32_t info; // an MTU where the type has one
+};
 
 struct fast_upcall { // a datagram that Python must look at
     const uint8_t *data; // valid until the next fast_next

@@ -10,10 +10,10 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
-from media_fleet.datapath.compiled import CompiledPath, Library
-from media_fleet.datapath.python import UDP
-from media_fleet.stun import Address
-from media_fleet.turn import Bind, Extend, FiveTuple, Forward, Install, Permit, RelayId, TurnServer
+from media_fleet.datapath.compiled import CompiledPath, Library, icmp_of
+from media_fleet.datapath.python import UDP, icmp_from
+from media_fleet.stun import Address, Icmp
+from media_fleet.turn import Bind, Extend, FiveTuple, Forward, Install, Permit, RelayId, TurnServer, is_ipv6
 
 _DROPPED = "dropped_"
 
@@ -31,9 +31,11 @@ class OutsidePath:
         now: Callable[[], float],
         send: Callable[[Forward], None],
         on_request: Callable[[bytes, FiveTuple], None],
+        on_icmp: Callable[[Icmp, RelayId, Address], None],
     ) -> None:
         self._path = CompiledPath(library)
-        self._server, self._offset_s, self._now, self._send, self._on_request = server, offset_s, now, send, on_request
+        self._server, self._offset_s, self._now = server, offset_s, now
+        self._send, self._on_request, self._on_icmp = send, on_request, on_icmp
         self._listeners: dict[Address, int] = {}
         self._addresses: dict[int, Address] = {}
         self._accounts: dict[RelayId, str] = {}
@@ -89,6 +91,9 @@ class OutsidePath:
         for upcall in self._path.drain():
             if upcall.kind == "client":
                 self._on_request(upcall.data, (upcall.source, self._addresses[upcall.owner_id], UDP))
+            elif upcall.kind == "icmp":
+                type_, code, info = icmp_of(upcall.data)
+                self._on_icmp(icmp_from(type_, code, info, is_ipv6(upcall.owner_id)), upcall.owner_id, upcall.source)
             else:
                 forward = self._server.forward_from_peer(upcall.data, upcall.owner_id, upcall.source, self._now())
                 if forward is not None:

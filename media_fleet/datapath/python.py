@@ -17,7 +17,7 @@ UDP = "udp"
 LARGEST = 65_535
 _BATCH = 64  # datagrams read from one socket before others get their turn
 # linux/errqueue.h, linux/in.h and linux/in6.h, which Python's socket does not name
-_RECVERR, _RECVERR6, _ERRQUEUE = 11, 25, 0x2000
+RECVERR, RECVERR6, _ERRQUEUE = 11, 25, 0x2000
 _EXTENDED_ERROR = struct.Struct("=IBBBxII")  # errno, origin, type, code, info, data
 _ICMP_ORIGINS = (2, 3)
 
@@ -49,10 +49,6 @@ class PythonPath:
 
     def open(self, relay: socket.socket, install: Install) -> None:
         relay_id = install.relayed.relay_id
-        if is_ipv6(relay_id):
-            relay.setsockopt(socket.IPPROTO_IPV6, _RECVERR6, 1)
-        else:
-            relay.setsockopt(socket.IPPROTO_IP, _RECVERR, 1)
         self._relays[relay_id] = relay
         self._loop.add_reader(relay.fileno(), self._read_peers, relay_id, relay, is_ipv6(relay_id))
 
@@ -106,8 +102,13 @@ class PythonPath:
             except OSError:
                 return
             for _, kind, value in ancillary:
-                if kind in (_RECVERR, _RECVERR6) and len(value) >= _EXTENDED_ERROR.size:
+                if kind in (RECVERR, RECVERR6) and len(value) >= _EXTENDED_ERROR.size:
                     _, origin, type_, code, info, _ = _EXTENDED_ERROR.unpack_from(value)
                     if origin in _ICMP_ORIGINS and peer:
-                        is_mtu = (type_, code) == (3, 4) if origin == _ICMP_ORIGINS[0] else type_ == 2
-                        self._on_icmp(Icmp(type_, code, info if is_mtu else 0), relay_id, peer[:2])
+                        self._on_icmp(icmp_from(type_, code, info, is_ipv6(relay_id)), relay_id, peer[:2])
+
+
+def icmp_from(type_: int, code: int, info: int, is_v6: bool) -> Icmp:
+    """RFC 8656 s18.13: the data are an MTU where something was too big, else zero."""
+    is_mtu = type_ == 2 if is_v6 else (type_, code) == (3, 4)
+    return Icmp(type_, code, info if is_mtu else 0)

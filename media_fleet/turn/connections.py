@@ -108,7 +108,7 @@ class Connections:
         self._per_source[connection.source] -= 1
         if not self._per_source[connection.source]:
             del self._per_source[connection.source]
-        self.closed[reason] += 1
+        self.closed[reason.value] += 1
 
     def opened(self, connection: Connection, now: float) -> None:
         """TLS is established."""
@@ -143,10 +143,9 @@ class Connections:
     def drained(self, connection: Connection) -> None:
         """It reads again."""
         connection.full_at = None
-        self._file(connection)
 
     def tick(self, now: float) -> list[tuple[Connection, Closed]]:
-        """Those whose time is over; the caller removes each, or tells that it has drained."""
+        """Those whose time is over; the caller removes each."""
         due = []
         for slot in [slot for slot in self._wheel if slot * SLOT_S <= now]:
             for connection in self._wheel.pop(slot):
