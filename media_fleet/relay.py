@@ -261,10 +261,8 @@ class Relay:
 
     def counts(self) -> dict[str, Any]:
         """`allocations` and `capacity` now, and since the start what was relayed, by ended allocations too, what was refused, what was dropped and why."""
-        relayed = Traffic()
+        relayed = self._server.carried()
         relayed.add(self._ended)
-        for usage in self._server.living():
-            relayed.add(usage)
         dropped = Counter(self._path.dropped() if self._is_open else self._dropped_by_path)
         if self._path is not self._python:
             dropped.update(self._python.dropped())

@@ -16,7 +16,20 @@ from typing import Any
 from media_fleet.stun import Address, AddressError, Attribute, Class, ErrorCode, Icmp, Malformed, Message, Method, attributes, parse
 from media_fleet.stun.attributes import IPV4, IPV6
 from media_fleet.turn.allocating import Wanted, wanted
-from media_fleet.turn.allocation import CHANNEL_S, PERMISSION_S, Allocation, Channel, FiveTuple, Relayed, RelayId, Usage, is_ipv6, port_of, relay_id_of
+from media_fleet.turn.allocation import (
+    CHANNEL_S,
+    PERMISSION_S,
+    Allocation,
+    Channel,
+    FiveTuple,
+    Relayed,
+    RelayId,
+    Traffic,
+    Usage,
+    is_ipv6,
+    port_of,
+    relay_id_of,
+)
 from media_fleet.turn.credentials import Credentials
 from media_fleet.turn.effects import (
     LISTENER,
@@ -200,6 +213,16 @@ class TurnServer:
     def living(self) -> Iterator[Usage]:
         """Of each living allocation. Others may have their turn between two: it goes over a copy, and skips what ended meanwhile."""
         return (allocation.usage() for allocation in list(self._allocations.values()) if allocation.relays)
+
+    def carried(self) -> Traffic:
+        """By the living allocations, all together; no record is made of each."""
+        total = Traffic()
+        for allocation in self._allocations.values():
+            total.add(allocation.traffic)
+            for relayed in allocation.relays:
+                if relayed.counters is not None:
+                    total.add(relayed.counters)
+        return total
 
     @property
     def live(self) -> int:
