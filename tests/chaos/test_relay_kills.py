@@ -28,19 +28,17 @@ PATHS = [pytest.param(path, workers, id=f"{path}-{workers}") for path in ("pytho
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A relay with its TCP and UDP listeners at `address`."""
+    """A relay with the address of its UDP listener and, in the order of their starts, the pids of its processes."""
 
     process: subprocess.Popen[str]
     address: Address
-    tcp: Address
+    pids: list[int]
     log: Path
 
-    def pids(self) -> list[int]:
-        """Of all its processes."""
-        found = [self.process.pid]
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-        return found
+    def sockets(self) -> dict[int, int]:
+        """The ports of its UDP and TCP sockets, by the sockets' own numbers."""
+        names = {os.readlink(file) for pid in self.pids for file in Path(f"/proc/{pid}/fd").iterdir()}
+        return {number: port for number, port in bound().items() if f"socket:[{number}]" in names}
 
 
 @contextmanager
@@ -50,17 +48,25 @@ def relay(folder: Path, path: str, workers: int, drain_s: float = 0) -> Iterator
     command = [sys.executable, "-m", "media_fleet", "relay", "--listen", "127.0.0.1:0", "--listen-tcp", "127.0.0.1:0", "--user", "ann:pass"]
     command += ["--allow-peer", "127.0.0.0/8", "--data-path", path, "--workers", str(workers), "--drain", str(drain_s)]
     log = folder / "relay.log"
+    pids: list[int] = []
     with log.open("wb") as errors:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+    pids.append(process.pid)
     try:
         assert process.stdout is not None
         words = process.stdout.readline().replace(",", "").split()
         assert words, log.read_text()
-        udp, tcp = (("127.0.0.1", int(words[at].rpartition(":")[2])) for at in (4, 6))
-        yield Running(process, udp, tcp, log)
+        pids += children_of(process.pid)
+        yield Running(process, ("127.0.0.1", int(words[4].rpartition(":")[2])), pids, log)
     finally:
         process.kill()
+        for pid in filter(is_running, pids):
+            os.kill(pid, signal.SIGKILL)
         process.communicate()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
 class Calls:
@@ -137,15 +143,14 @@ def is_running(pid: int) -> bool:
     return False
 
 
-def bind_again(running: Running, relayed: Sequence[Address]) -> None:
-    """Nobody has the ports."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(running.tcp)
-        listener.listen()
-    for address in (running.address, *relayed):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
-            again.bind(address)
+def bound() -> dict[int, int]:
+    """The ports of this machine's sockets, UDP and TCP, by the sockets' own numbers. A port that is free may be another program's a moment later."""
+    ports = {}
+    for name in ("udp", "tcp"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            ports[int(words[9])] = int(words[1].rpartition(":")[2], 16)
+    return ports
 
 
 # Killed
@@ -155,28 +160,28 @@ def bind_again(running: Running, relayed: Sequence[Address]) -> None:
 def test_a_killed_relay_leaves_nothing_relaying(tmp_path: Path, path: str, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
     with relay(tmp_path, path, workers) as running, calls(running.address) as living:
         living.lose_none(rounds=2)
-        pids = running.pids()
-        assert len(pids) == (workers + 1 if workers > 1 else 1)
+        assert len(running.pids) == (workers + 1 if workers > 1 else 1)
+        sockets = running.sockets()
+        assert {client.relayed[1] for client in living.clients} | {running.address[1]} <= set(sockets.values())
         living.offer()  # in its hands
         os.kill(running.process.pid, signal.SIGKILL)
         killed_at = time.monotonic()
-        wait_until("the end of all its processes", lambda: not any(map(is_running, pids)), WITHIN_S, every_s=0.001)
+        wait_until("the end of all its processes", lambda: not any(map(is_running, running.pids)), WITHIN_S, every_s=0.001)
         took_ms = (time.monotonic() - killed_at) * 1000
         living.forget()
         living.offer()
         time.sleep(0.1)  # longer than a datagram ever takes on this machine's own network
         assert living.forget() == 0
-        bind_again(running, [client.relayed for client in living.clients])
+        assert not sockets.keys() & bound().keys()
     with capsys.disabled():
         print(f" [{path}, workers {workers}: all gone {took_ms:.0f} ms after the kill]", end="")
 
 
 def test_a_worker_that_hangs_ends_with_its_parent_too(tmp_path: Path) -> None:
     with relay(tmp_path, "compiled", 2) as running:
-        pids = running.pids()
-        os.kill(pids[1], signal.SIGSTOP)
+        os.kill(running.pids[1], signal.SIGSTOP)
         os.kill(running.process.pid, signal.SIGKILL)
-        wait_until("the end of all its processes", lambda: not any(map(is_running, pids)), WITHIN_S)
+        wait_until("the end of all its processes", lambda: not any(map(is_running, running.pids)), WITHIN_S)
 
 
 # Drained
@@ -199,8 +204,7 @@ def all_are_refused(server: Address) -> bool:
 @pytest.mark.parametrize(("path", "workers"), PATHS)
 def test_a_drained_relay_loses_no_packet_of_a_live_allocation_and_ends_when_the_last_is_given_back(tmp_path: Path, path: str, workers: int) -> None:
     with relay(tmp_path, path, workers, drain_s=300) as running, calls(running.address) as living:
-        relayed = [client.relayed for client in living.clients]
-        pids = running.pids()
+        sockets = running.sockets()
         living.lose_none()
         living.offer()
         running.process.send_signal(signal.SIGTERM)  # with a round under way
@@ -212,20 +216,19 @@ def test_a_drained_relay_loses_no_packet_of_a_live_allocation_and_ends_when_the_
         assert running.process.poll() is None
         living.leave(ALLOCATIONS)
         assert running.process.wait(WITHIN_S) == 0, running.log.read_text()
-        assert not any(map(is_running, pids))
-        bind_again(running, relayed)
+        assert not any(map(is_running, running.pids))
+        assert not sockets.keys() & bound().keys()
         assert running.log.read_text().count('"allocation_ended"') >= ALLOCATIONS
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_drained_relay_ends_at_the_limit_whoever_is_left(tmp_path: Path, workers: int) -> None:
     with relay(tmp_path, "python", workers, drain_s=1) as running, calls(running.address, 20) as living:
-        pids = running.pids()
-        started_at = time.monotonic()
+        sockets, started_at = running.sockets(), time.monotonic()
         running.process.send_signal(signal.SIGTERM)
         while time.monotonic() < started_at + 0.5:
             living.lose_none()
         assert running.process.wait(WITHIN_S) == 0, running.log.read_text()
         assert time.monotonic() - started_at >= 1
-        assert not any(map(is_running, pids))
-        bind_again(running, [client.relayed for client in living.clients])
+        assert not any(map(is_running, running.pids))
+        assert not sockets.keys() & bound().keys()
