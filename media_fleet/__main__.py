@@ -20,15 +20,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from heliograph.ice import TurnSecrets
+from heliograph.relays import turn_urls
 from media_fleet import public_address
 from media_fleet.log import log
 from media_fleet.meters import Meter, Reading, publish
-from media_fleet.relay import Relay, RelayConfig, opened, run_loop, serve
-from media_fleet.settings import HubSettings, address, load, load_hub
+from media_fleet.relay import RelayConfig, opened, run_loop, serve
+from media_fleet.settings import HubSettings, NodeSettings, address, load, load_hub
 from media_fleet.turn import shared_secrets, static_users
 
 if TYPE_CHECKING:
     from media_fleet.hub import HubConfig
+    from media_fleet.node import NodeConfig
 
 _CONTAINER = ("ECS_CONTAINER_METADATA_URI", "ECS_CONTAINER_METADATA_URI_V4", "KUBERNETES_SERVICE_HOST")
 _SECRET_S = 300.0  # how often a rotated secret is looked for
@@ -117,33 +119,6 @@ def _hub_config(settings: HubSettings) -> HubConfig:
     )
 
 
-async def _relay_and_hub(config: RelayConfig, hub_config: HubConfig | None, stage: str, meters_s: float) -> None:
-    """Both in one process and on one signal; each drains in its own time."""
-    stopped = _stopped()
-    relay = await opened(config)
-    readings: list[Callable[[], Reading]] = [relay.reading]
-    try:
-        async with _metered(stage, meters_s, readings):
-            if hub_config is None:
-                await stopped.wait()
-                await relay.drain()
-            else:
-                await _with_hub(relay, hub_config, stopped, readings)
-    finally:
-        await relay.close()
-
-
-async def _with_hub(relay: Relay, hub_config: HubConfig, stopped: asyncio.Event, readings: list[Callable[[], Reading]]) -> None:
-    from media_fleet import hub
-
-    hubbing = asyncio.create_task(hub.until(hub_config, stopped, lambda begun: readings.append(begun.reading)))
-    await asyncio.wait([hubbing, stopping := asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if stopped.is_set():
-        await relay.drain()
-    await hubbing
-
-
 def _stopped() -> asyncio.Event:
     """Set by SIGTERM or SIGINT."""
     stopped = asyncio.Event()
@@ -172,8 +147,9 @@ def _node() -> None:
     settings = load(os.environ)
     if bool(settings.redis_url) != bool(settings.connections_url):
         raise SystemExit("HELIOGRAPH_REDIS_URL and HELIOGRAPH_CONNECTIONS_URL belong together: set both for a hub, or none.")
+    if settings.mongodb_secret_id and not settings.redis_url:
+        raise SystemExit("HELIOGRAPH_MONGODB_SECRET_ID needs HELIOGRAPH_REDIS_URL: usage belongs to tenants, and the session store knows them.")
     hub_config = _hub_config(settings) if settings.redis_url else None
-    every_s = _seconds(settings.meters_s, "HELIOGRAPH_METERS_S")
     try:
         secrets = [_read_secret(settings.turn_secret_id)]
     except ValueError as error:
@@ -183,21 +159,64 @@ def _node() -> None:
         credentials=shared_secrets(lambda: secrets[-1], settings.turn_realm),
         listen=address(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
         relay_address=_public_address(settings.relay_address),
-        stats_listen=address(settings.stats_listen, "HELIOGRAPH_STATS_LISTEN") if settings.stats_listen else None,
         drain_s=_seconds(settings.relay_drain_s, "HELIOGRAPH_RELAY_DRAIN_S"),
     )
     _needs_relay_address(config, "HELIOGRAPH_RELAY_ADDRESS")
+    node_config = _node_config(settings, config.drain_s)
 
     async def node() -> None:
         watching = asyncio.create_task(_watch_secret(settings.turn_secret_id, secrets))
         try:
-            await _relay_and_hub(config, hub_config, settings.stage, every_s)
+            await _run_node(settings, config, hub_config, node_config)
         finally:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
 
     run_loop(node())
+
+
+def _node_config(settings: NodeSettings, drain_s: float) -> NodeConfig:
+    from media_fleet.node import NodeConfig
+
+    usage_s = _seconds(settings.usage_s, "HELIOGRAPH_USAGE_S")
+    if not usage_s:
+        raise SystemExit("HELIOGRAPH_USAGE_S must be above 0.")
+    return NodeConfig(
+        node_id=f"{socket.gethostname()}-{os.urandom(4).hex()}",  # another one after each start: a name of a machine may come back
+        stage=settings.stage,
+        stats_listen=address(settings.stats_listen, "HELIOGRAPH_STATS_LISTEN") if settings.stats_listen else None,
+        meters_s=_seconds(settings.meters_s, "HELIOGRAPH_METERS_S"),
+        usage_s=usage_s,
+        drain_s=drain_s,
+    )
+
+
+async def _run_node(settings: NodeSettings, config: RelayConfig, hub_config: HubConfig | None, node_config: NodeConfig) -> None:
+    from media_fleet.node import Node
+    from media_fleet.relay_bridge import PolledRelay
+    from media_fleet.session_store import SessionStore, Tenants
+    from media_fleet.usage import Usage, UsageLedger
+
+    stopped, store, tenants, usage = _stopped(), None, None, None
+    if hub_config:
+        who = {"user": hub_config.redis_user, "cache": hub_config.redis_cache, "region": hub_config.region}
+        store = SessionStore(hub_config.redis_url, hub_config.redis_mode, credentials=hub_config.credentials, **who)
+        tenants = Tenants(store)
+    if tenants and settings.mongodb_secret_id:
+        ledger = UsageLedger(lambda: _read_uri(settings.mongodb_secret_id), settings.mongodb_database)
+        usage = Usage(node_config.node_id, ledger, tenants)
+    relay = await opened(config)
+    host = config.relay_address or relay.address[0]
+    urls = tuple(settings.turn_urls.split(",")) if settings.turn_urls else turn_urls(host, udp=relay.address[1])
+    polled = PolledRelay(relay, urls, (host,), *([usage.ended] if usage else []))
+    await Node(node_config, polled, hub=hub_config, store=store, tenants=tenants, usage=usage).run(stopped)
+
+
+def _read_uri(secret_id: str) -> str:
+    from adapters.secrets_aws import read_secret_now
+
+    return str(read_secret_now(secret_id)["uri"])
 
 
 def _read_secret(secret_id: str) -> TurnSecrets:
@@ -229,7 +248,7 @@ def _public_address(text: str) -> str:
 
 
 def _health(environ: Mapping[str, str]) -> int:
-    """The exit code of the container's health check: 0 while the node answers 200 on its statistics port."""
+    """The exit code of the container's health check: 0 while the node answers 200 on its statistics port, draining or not."""
     listen = load(environ).stats_listen
     if not listen:
         raise SystemExit("HELIOGRAPH_STATS_LISTEN is not set, so there is nothing to ask.")

@@ -41,9 +41,13 @@ class NodeSettings(HubSettings):
     relay_address: str = _setting("The public IP address of this node, as peers reach it; `auto` asks AWS (EC2 or Fargate).")
     turn_listen: str = _setting("IP:PORT the relay listens on, UDP.", "0.0.0.0:3478")
     turn_realm: str = _setting("Realm of the relay; clients learn it from the relay itself.", "heliograph")
-    stats_listen: str = _setting("IP:PORT of the HTTP endpoint for health and meters; empty for none.", "")
+    turn_urls: str = _setting("Comma-separated turn: and turns: URLs at which clients reach this node; empty: made of its address and port.", "")
+    stats_listen: str = _setting("IP:PORT of the HTTP endpoint: /healthz, /readyz, /metrics, /allocations; empty for none.", "")
     relay_drain_s: str = _setting("How many seconds calls may go on after SIGTERM.", "100")
-    redis_url: str = _setting("redis:// or rediss:// URL of the session store; empty for a node without a hub.", "")
+    mongodb_secret_id: str = _setting("Secrets Manager id of {uri}: a user of MongoDB who may write `relay_usage`; empty for a node that tells no usage.", "")
+    mongodb_database: str = _setting("Database of the ledger.", "heliograph")
+    usage_s: str = _setting("Every how many seconds the ledger is told what living allocations carried: a node that is killed loses so much.", "60")
+    redis_url: str = _setting("redis:// or rediss:// URL of the session store; empty for a node without a hub, which no registry lists.", "")
     connections_url: str = _setting("Base URL of the WebSocket API's @connections, stage included; empty for a node without a hub.", "")
 
 
