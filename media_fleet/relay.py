@@ -12,18 +12,21 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
+from heliograph.relays import turn_urls
 from media_fleet.datapath import compiled
 from media_fleet.datapath.outside import OutsidePath
 from media_fleet.datapath.paths import DataPath, DataPathName
 from media_fleet.datapath.python import RECVERR, RECVERR6, UDP, PythonPath
 from media_fleet.log import log
+from media_fleet.readings import NETWORK, AllocationUsage, RelayReading
 from media_fleet.stats import serve_stats
 from media_fleet.streams import TCP, TLS, Streams
 from media_fleet.stun import Address, Icmp
@@ -50,6 +53,7 @@ from media_fleet.turn import (
     Traffic,
     TurnServer,
     TurnSettings,
+    Usage,
     is_ipv6,
     port_of,
 )
@@ -74,6 +78,9 @@ class RelayConfig:
     data_path: DataPathName = "auto"  # of UDP clients: `compiled` is refused where its library is missing, `auto` takes Python's instead
     relay_addresses: tuple[str, ...] = ()  # the IPs that peers reach us at, at most one of each family; default: the UDP listeners' own
     unasked_family: UnaskedFamily = "ipv4"  # of the relayed address where a client names none; `client` gives it the family that it came by
+    urls: tuple[str, ...] = ()  # at which clients reach it; default: made of relay addresses and listeners
+    tls_name: str = ""  # of the certificate, for turns: URLs that are made
+    no_peers: tuple[Address, ...] = ()  # other services of this node, beside the listeners
     allow_peers: tuple[str, ...] = ()  # CIDRs that override the deny list; for measuring and for one machine only
     stats_listen: Address | None = None  # HTTP endpoint: /healthz, /allocations
     min_port: int = 49_152  # relayed ports, RFC 8656 s7.2
@@ -110,12 +117,13 @@ class RelayConfig:
 class Relay:
     """A running relay: `async with Relay(config) as relay`."""
 
-    def __init__(self, config: RelayConfig) -> None:
-        self.config = config
+    def __init__(self, config: RelayConfig, ended: Callable[[AllocationUsage], object] | None = None) -> None:
+        """`ended` is told what each allocation carried when it is over."""
+        self.config, self._tell_ended = config, ended
+        self.hosts = config.relay_hosts()
         self.addresses: dict[str, list[Address]] = {UDP: [], TCP: [], TLS: []}  # where it listens, once it has started
         self.stats_address: Address | None = None
-        self._relay_hosts = config.relay_hosts()
-        self._bind_hosts = {":" in host: config.bind_host(host) for host in self._relay_hosts}
+        self._bind_hosts = {":" in host: config.bind_host(host) for host in self.hosts}
         self._listeners: dict[Address, socket.socket] = {}  # UDP
         self._relays: dict[RelayId, socket.socket] = {}
         self._installed: dict[RelayId, DataPath] = {}
@@ -223,21 +231,47 @@ class Relay:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._emptied.wait(), self.config.drain_s)
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where clients reach it (RFC 7065)."""
+        if self.config.urls:
+            return self.config.urls
+        made: list[str] = []
+        for host in self.hosts:
+            udp, tcp = ([port for at, port in self.addresses[transport] if (":" in at) == (":" in host)] for transport in (UDP, TCP))
+            made += [url for port in udp for url in turn_urls(host, udp=port)] + [url for port in tcp for url in turn_urls(host, tcp=port)]
+        made += [url for _, port in self.addresses[TLS] for url in turn_urls("", tls=port, tls_host=self.config.tls_name)]
+        return tuple(dict.fromkeys(made))
+
     def allocations(self) -> list[dict[str, Any]]:
         """Ended allocations that are remembered, then living ones, as plain data (see `media_fleet.turn.Usage`)."""
         return [asdict(usage) for usage in self._server.allocations()]
 
-    def reading(self) -> dict[str, float]:
-        """What the meters tell (see `media_fleet.meters`); bytes and drops count up since the start."""
-        relayed = Traffic()
-        relayed.add(self._ended)
-        for usage in self._server.living():
-            relayed.add(usage)
-        return {
-            "Allocations": self._server.live,
-            "RelayedBytes": relayed.from_client_bytes + relayed.to_client_bytes,
-            "DroppedDatagrams": self._dropped,
-        }
+    def living(self) -> Iterator[AllocationUsage]:
+        """What each living allocation carried until it is read here; those that end meanwhile are passed over."""
+        for five_tuple in self._server.five_tuples():
+            if usage := self._server.usage(five_tuple):
+                yield _told(usage, int(self._now() * 1000))
+
+    def reading(self) -> RelayReading:
+        """Of this moment; counters count up since the start."""
+        carried, counts = Traffic(), self._server.counts
+        carried.add(self._ended)
+        for relayed in self._server.traffic():
+            carried.add(relayed)
+        return RelayReading(
+            allocations=self._server.live,
+            capacity=self.config.max_allocations,
+            is_draining=self._server.is_draining,
+            from_client_bytes=carried.from_client_bytes,
+            to_client_bytes=carried.to_client_bytes,
+            from_client_packets=carried.from_client_packets,
+            to_client_packets=carried.to_client_packets,
+            refusals=dict(counts.refusals),
+            auth_failures=counts.auth_failures,
+            dropped={**_sums(path.dropped() for path in {self._path, self._python}), NETWORK: self._dropped, "slow_client": self._streams.dropped},
+            cpu_s=time.process_time(),
+        )
 
     def _health(self) -> tuple[HTTPStatus, object]:
         is_draining = self._server.is_draining
@@ -248,7 +282,7 @@ class Relay:
         config = self.config
         return TurnSettings(
             realm=config.realm,
-            relay_hosts=self._relay_hosts,
+            relay_hosts=self.hosts,
             unasked_family=config.unasked_family,
             default_lifetime_s=config.default_lifetime_s,
             max_lifetime_s=config.max_lifetime_s,
@@ -266,11 +300,11 @@ class Relay:
         )
 
     def _peers(self) -> PeerPolicy:
-        """Our listeners and our stats endpoint are no peers, under none of their names."""
+        """Our listeners and the node's other services are no peers, under none of their names."""
         addresses = [address for some in self.addresses.values() for address in some]
-        addresses += [self.stats_address] if self.stats_address else []
-        own = [(host, port) for at, port in addresses for host in (at, *self._relay_hosts)]
-        return PeerPolicy(self.config.allow_peers, own, self._relay_hosts, range(self.config.min_port, self.config.max_port + 1))
+        addresses += [*self.config.no_peers, *([self.stats_address] if self.stats_address else [])]
+        own = [(host, port) for at, port in addresses for host in (at, *self.hosts)]
+        return PeerPolicy(self.config.allow_peers, own, self.hosts, range(self.config.min_port, self.config.max_port + 1))
 
     def _now(self) -> float:
         """Unix seconds that never jump: the wall clock at the start, counted on by the machine's own."""
@@ -284,8 +318,8 @@ class Relay:
             if relay_id == LISTENER:
                 if to[2] == UDP:
                     self._listeners[to[1]].sendto(data, to[0])
-                elif not self._streams.send(to, data):
-                    self._dropped += 1
+                else:
+                    self._streams.send(to, data)  # it counts what it drops
             elif relay_id == SIBLING:
                 self._to_sibling(data, *to)
             else:
@@ -358,6 +392,8 @@ class Relay:
 
     def _end(self, effect: Ended) -> None:
         self._ended.add(effect.usage)
+        if self._tell_ended:
+            self._tell_ended(_told(effect.usage, int(self._now() * 1000)))
         self._streams.keep(effect.five_tuple, False)
         log("allocation_ended", **asdict(effect.usage))
         if self._server.is_draining and not self._server.live:
@@ -423,6 +459,27 @@ def _set_dont_fragment(relay: socket.socket, is_v6: bool, value: int) -> None:
     relay.setsockopt(*((socket.IPPROTO_IPV6, _MTU_DISCOVER6) if is_v6 else (socket.IPPROTO_IP, _MTU_DISCOVER)), value)
 
 
+def _told(usage: Usage, at_ms: int) -> AllocationUsage:
+    return AllocationUsage(
+        usage.username,
+        usage.relayed_address,
+        usage.from_client_bytes,
+        usage.to_client_bytes,
+        usage.from_client_packets,
+        usage.to_client_packets,
+        usage.started_at_ms,
+        usage.ended_at_ms or at_ms,
+        usage.ended_at_ms,
+    )
+
+
+def _sums(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in several:
+        total.update(one)
+    return dict(total)
+
+
 class CannotListen(Exception):
     """An address is taken, or is not this machine's."""
 
@@ -462,10 +519,10 @@ async def run(config: RelayConfig) -> None:
         await relay.close()
 
 
-async def opened(config: RelayConfig) -> Relay:
+async def opened(config: RelayConfig, ended: Callable[[AllocationUsage], object] | None = None) -> Relay:
     """A relay that listens, which it says on stdout; SystemExit when an address is taken."""
     _raise_file_limit()
-    relay = Relay(config)
+    relay = Relay(config, ended)
     try:
         await relay.start()
     except (CannotListen, ValueError) as error:

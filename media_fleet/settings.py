@@ -42,10 +42,16 @@ class NodeSettings(HubSettings):
     turn_listen: str = _setting("IP:PORT the relay listens on, UDP and TCP; several with commas.", "0.0.0.0:3478")
     turn_listen_tls: str = _setting("IP:PORT the relay listens on, TLS, such as 0.0.0.0:5349,0.0.0.0:443; empty for none.", "")
     turn_tls_secret_id: str = _setting("Secrets Manager id of {certificate, key}: PEM texts for `turn_listen_tls`, read again when they changed.", "")
+    turn_tls_name: str = _setting("Host name of the certificate, which turns: URLs have; empty: no turns: URL is made.", "")
+    turn_data_path: str = _setting("Who forwards for UDP clients: `compiled`, `python`, or `auto`: compiled where it was built.", "auto")
     turn_realm: str = _setting("Realm of the relay; clients learn it from the relay itself.", "heliograph")
-    stats_listen: str = _setting("IP:PORT of the HTTP endpoint for health and meters; empty for none.", "")
+    turn_urls: str = _setting("Comma-separated turn: and turns: URLs at which clients reach this node; empty: made of its addresses and ports.", "")
+    stats_listen: str = _setting("IP:PORT of the HTTP endpoint: /healthz, /readyz, /metrics, /allocations; empty for none.", "")
     relay_drain_s: str = _setting("How many seconds calls may go on after SIGTERM.", "100")
-    redis_url: str = _setting("redis:// or rediss:// URL of the session store; empty for a node without a hub.", "")
+    mongodb_secret_id: str = _setting("Secrets Manager id of {uri}: a user of MongoDB who may write `relay_usage`; empty for a node that tells no usage.", "")
+    mongodb_database: str = _setting("Database of the ledger.", "heliograph")
+    usage_s: str = _setting("Every how many seconds the ledger is told what living allocations carried: a node that is killed loses so much.", "60")
+    redis_url: str = _setting("redis:// or rediss:// URL of the session store; empty for a node without a hub, which no registry lists.", "")
     connections_url: str = _setting("Base URL of the WebSocket API's @connections, stage included; empty for a node without a hub.", "")
 
 

@@ -9,14 +9,27 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from media_fleet.stun import Address, AddressError, Attribute, Class, ErrorCode, Icmp, Malformed, Message, Method, attributes, parse
 from media_fleet.stun.attributes import IPV4, IPV6
 from media_fleet.turn.allocating import Wanted, wanted
-from media_fleet.turn.allocation import CHANNEL_S, PERMISSION_S, Allocation, Channel, FiveTuple, Relayed, RelayId, Usage, is_ipv6, port_of, relay_id_of
+from media_fleet.turn.allocation import (
+    CHANNEL_S,
+    PERMISSION_S,
+    Allocation,
+    Channel,
+    Counters,
+    FiveTuple,
+    Relayed,
+    RelayId,
+    Usage,
+    is_ipv6,
+    port_of,
+    relay_id_of,
+)
 from media_fleet.turn.credentials import Credentials
 from media_fleet.turn.effects import (
     LISTENER,
@@ -199,6 +212,23 @@ class TurnServer:
 
     def living(self) -> list[Usage]:
         return [allocation.usage() for allocation in self._allocations.values()]
+
+    def five_tuples(self) -> list[FiveTuple]:
+        """Of the living allocations."""
+        return list(self._allocations)
+
+    def usage(self, five_tuple: FiveTuple) -> Usage | None:
+        """What this living allocation carried until now."""
+        allocation = self._allocations.get(five_tuple)
+        return None if allocation is None else allocation.usage()
+
+    def traffic(self) -> Iterator[Counters]:
+        """The counters of all living allocations."""
+        for allocation in self._allocations.values():
+            yield allocation.traffic
+            for relayed in allocation.relays:
+                if relayed.counters is not None:
+                    yield relayed.counters
 
     @property
     def live(self) -> int:
