@@ -16,6 +16,7 @@ from heliograph.messages import dump
 
 TOLD: Final = 2  # relays a client gets: a browser allocates on every one, and one may die
 MAX_URLS: Final = 16
+MAX_ALLOCATIONS: Final = 10**9
 State = Literal["up", "draining"]
 
 
@@ -49,6 +50,7 @@ def parse_node(text: str) -> RelayNode | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     is_whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in (node.allocations, node.capacity, node.at_ms))
+    is_whole = is_whole and node.capacity <= MAX_ALLOCATIONS
     is_known = isinstance(node.node_id, str) and node.node_id != "" and node.state in ("up", "draining")
     return node if is_whole and is_known and 0 < len(urls) <= MAX_URLS and all(map(_is_turn_url, urls)) else None
 

@@ -31,7 +31,7 @@ from media_fleet.usage import Usage
 
 TELL_S: Final = 10.0  # how long clients are told to move, however many there are
 FINISH_S: Final = 8.0  # how long the last usage may take
-_CHUNK: Final = 250  # allocations that are read before packets get their turn
+_CHUNK: Final = 50  # allocations that are read before packets get their turn: under a millisecond
 
 
 class Relayed(Protocol):

@@ -64,6 +64,7 @@ def test_an_entry_reads_as_it_was_written() -> None:
         {"state": "gone"},
         {"allocations": -1},
         {"capacity": True},
+        {"capacity": 10**400},
         {"at_ms": 1.5},
     ],
 )
