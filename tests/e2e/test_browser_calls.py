@@ -25,6 +25,7 @@ from heliograph_client.opus import SAMPLE_RATE, PcmSource
 from local import demo, voice
 from local.shaped_link import ShapedLink
 from tests.e2e.browser import AS_RECORDED, chromium, faults, find_chromium, served, write_microphone
+from tests.integration.clients import until
 from tests.running import ROOT, RunningStack
 
 pytestmark = pytest.mark.browser
@@ -64,9 +65,24 @@ async ([room_id, audio]) => {
 """
 NARROW = """
 async (port) => {
-  const servers = await client.iceServers();
-  client.iceServers = async () => [{ ...servers.find((server) => server.username), urls: [`turn:127.0.0.1:${port}?transport=udp`] }];
+  const fetched = await client.fetchIceServers();
+  const relay = fetched.servers.find((server) => server.username);
+  client.fetchIceServers = async () => ({ ...fetched, servers: [{ ...relay, urls: [`turn:127.0.0.1:${port}?transport=udp`] }] });
 }
+"""
+KEEP_CONNECTIONS = """
+() => {
+  window.connections = [];
+  window.RTCPeerConnection = class extends RTCPeerConnection {
+    constructor(configuration) {
+      super(configuration);
+      connections.push(this);
+    }
+  };
+}
+"""
+PACKETS_LOST = """
+async () => [...(await connections[0].getStats()).values()].filter((row) => row.type === "inbound-rtp").map((row) => row.packetsLost)
 """
 OPEN = """
 async ([socket_url, ticket]) => {
@@ -205,18 +221,30 @@ async def test_speech_from_chromium_reaches_the_python_client_and_back(
 ) -> None:
     page = await opened(browser, f"{origin}/blank")
     heard = faults(page)
+    await page.evaluate(KEEP_CONNECTIONS)
     ana_id = await page.evaluate(SIGN_IN, [stack.endpoints(), stack.user("ana")])
     async with python_client(stack, "ben") as ben:
         room_id = make_id("room")
         await ben.create_room("Chromium meets Python", [ana_id], room_id)
         await ben.join(room_id)
-        before = await relayed_bytes(stack, ana_id)
+        before, began_ms = await relayed_bytes(stack, ana_id), now_ms()
         calling = asyncio.create_task(page.evaluate(CALL, [room_id, ben.session.account_id, AS_RECORDED]))
         incoming = await ben.incoming_call(timeout_s=10)
         answered = await incoming.answer(ice_policy="relay", source=PcmSource(voice.to_pcm(voice.speech(1))))
         connected, _ = await asyncio.gather(calling, answered.connected())
         assert connected["path"] == answered.selected_path() == {"local": "relay", "remote": "relay", "protocol": "udp"}
-        await asyncio.sleep(LEAD_S + SPEECH_S + TAIL_S)
+        await asyncio.sleep(LEAD_S + 0.5)
+        await page.evaluate("() => call.restart()")  # amid speech
+        await asyncio.sleep(2)
+        answered.restart()
+        await asyncio.sleep(SPEECH_S + TAIL_S - 2.5)
+        assert (await page.evaluate("() => call.restarts"), answered.restarts) == (["asked", "peer"], ["peer", "asked"])
+        assert await page.evaluate("() => call.selectedPath()") == answered.selected_path() == connected["path"]
+        assert len(answered._paths._open) == 1, "nothing comes by the paths before"
+        assert await page.evaluate(PACKETS_LOST) == [0], "nor is one of the Python client's"
+        rows = [row for row in await relay_rows(stack) if ana_id in row["username"] and row["started_at_ms"] >= began_ms]
+        note(request, browsers_allocations=[(row["username"].split(":")[0], row["ended_at_ms"] and row["ended_at_ms"] - row["started_at_ms"]) for row in rows])
+        assert len({row["username"] for row in rows}) >= 2, "fresh credentials"
         totals, rungs, max_bitrate_bps = await page.evaluate("async () => [await call.totals(), call.rungs, call.maxBitrateBps]")
         assert totals["receivedPackets"] > 300
         assert totals["receivedEnergy"] > 0.01, "the page received packets, but silence"
@@ -228,6 +256,7 @@ async def test_speech_from_chromium_reaches_the_python_client_and_back(
     pesq_wb = await asyncio.to_thread(voice.score, speech(), voice.from_pcm(answered.sink.pcm()))
     note(request, connect_ms=connected["ms"], pesq_wb=round(pesq_wb, 3), lost=answered.sink.reorder.lost)
     assert pesq_wb >= LEAST_PESQ
+    assert (answered.sink.reorder.lost, answered.sink.reorder.late) == (0, 0), "two restarts, and no packet of the browser is missing"
     assert heard == []
 
 
@@ -247,6 +276,17 @@ async def test_a_call_from_the_python_client_is_answered_in_chromium(
         await asyncio.sleep(2)
         assert call.sink.frames
         assert (await page.evaluate("() => call.totals()"))["receivedEnergy"] > 0.001
+        call.restart()
+        await page.evaluate("() => call.restart()")  # both at once: one of them gives way
+        await page.wait_for_function("() => call.restarts.length > 0", timeout=20_000)
+        await until(lambda: bool(call.restarts), "the restart of the Python client")
+        before = await page.evaluate("() => call.totals()"), len(call.sink.frames)
+        await asyncio.sleep(2)
+        after = await page.evaluate("() => call.totals()"), len(call.sink.frames)
+        assert after[0]["receivedPackets"] > before[0]["receivedPackets"] + 10
+        assert after[1] > before[1] + 10
+        assert await page.evaluate("() => call.state") == "connected"
+        assert call.sink.reorder.lost == 0
         await call.hangup()
         assert await page.evaluate("() => call.ended") == "hangup"
     note(request, connect_ms=connected["ms"])
@@ -286,6 +326,17 @@ async def test_on_a_narrow_link_the_browser_is_told_a_lower_rung_and_obeys(
         )
         assert sum(frame.samples for frame in frames) > 1.5 * SAMPLE_RATE, "speech goes on"
         assert answered.sink.reorder.lost - lost <= 3, "the lower rung fits the link"
+
+        await page.evaluate("() => { delete client.fetchIceServers; }")  # fresh servers name the relay itself
+        link.shape.loss, asked_ms = 1.0, now_ms()
+        await page.wait_for_function("() => call.restarts.length > 0", timeout=30_000)
+        await until(lambda: bool(answered.restarts), "the restart of the Python client")
+        heard_before = len(answered.sink.frames)
+        await until(lambda: len(answered.sink.frames) > heard_before + 10, "speech on the other path")
+        note(request, another_path_after_ms=now_ms() - asked_ms, restarts=(await page.evaluate("() => call.restarts"), answered.restarts))
+        await page.wait_for_function("() => call.state === 'connected'")
+        frames = answered.sink.frames[-10:]
+        assert {frame.samples for frame in frames} <= {48 * rung["audio"]["ptime_ms"] for rung in await page.evaluate("() => call.rungs")}
         await page.evaluate("() => call.hangup()")
     assert heard == []
 

@@ -314,7 +314,7 @@ async def test_a_fetch_that_fails_is_repeated_before_the_credentials_end(stack: 
 
 async def test_a_call_leaves_a_draining_relay_at_once_and_stays_on_one_that_does_not_drain(stack: RunningStack) -> None:
     async with relayed(stack) as (talk, _):
-        (host,) = talk.ana._paths.current.relay_hosts
+        host = talk.ana._paths.current.turn_host
         talk.ana.drain(Draining(frozenset({"203.0.113.7"}), now_ms()))
         await asyncio.sleep(0.3)
         assert talk.restarts == ([], []), "another relay's business"

@@ -96,13 +96,14 @@ class Path:
 
     @property
     def relay_hosts(self) -> frozenset[str]:
-        """The addresses of the relays that this path has an allocation at."""
-        return frozenset(candidate.host for candidate in self.connection.local_candidates if candidate.type == "relay")
+        """The relay that carries the path on our side, by its address and by the host of its URL; none when the path needs none."""
+        pair = self.connection._nominated.get(1)
+        return frozenset({pair.local_candidate.host, self.turn_host}) if pair is not None and pair.local_candidate.type == "relay" else frozenset()
 
     @property
-    def turn_host(self) -> str | None:
-        """The relay that was asked for an allocation, as its URL names it."""
-        return self.connection.turn_server and str(self.connection.turn_server[0])
+    def turn_host(self) -> str:
+        """The host of the TURN URL that was used; empty without one."""
+        return str((self.connection.turn_server or ("", 0))[0])
 
 
 class Paths:
@@ -173,6 +174,7 @@ class Paths:
     def use(self, path: Path) -> None:
         """Packets leave by this path from now on; the one before it is closed when nothing comes by it any more."""
         ice, old, self.current = self._ice, self.current, path
+        self._heard_s[path] = asyncio.get_running_loop().time()  # its checks were answered just now
         ice._RTCIceTransport__monitor_task.cancel()  # it would take the end of the old path for the end of the call
         ice._connection, ice._RTCIceTransport__iceGatherer = path.connection, path.gatherer
         ice._RTCIceTransport__monitor_task = asyncio.ensure_future(ice._monitor())

@@ -28,7 +28,7 @@ OFFER_S, REPEAT_AFTER_S = 10.0, 4.0  # for so long the server keeps the polite s
 GAVE_WAY_S = 2.0
 FETCH_S = 10.0
 LOST_S = 30.0
-NEVER_S = float("inf")
+NEVER = float("inf")
 
 Why = Literal["asked", "lost", "draining", "renewal", "peer"]
 
@@ -62,7 +62,7 @@ class Restarts:
         self._early: deque[Mapping[str, Any]] = deque(maxlen=64)  # candidates whose path is not there yet
         self._attempting: asyncio.Task[None] | None = None
         self._answering: asyncio.Task[None] | None = None
-        self._due_s = self._drain_s = NEVER_S
+        self._due_ms = self._drain_ms = NEVER  # by the server's clock: a machine that slept is told the time
         self._lost_s: float | None = None
         self._is_asked = False
         self._draining: frozenset[str] = frozenset()
@@ -88,9 +88,9 @@ class Restarts:
     def drain(self, draining: Draining) -> None:
         """Relays go away: move, if one of them is ours."""
         self._draining |= draining.relay_hosts
-        path = self._paths.current
-        if draining.relay_hosts & {*path.relay_hosts, path.turn_host}:
-            self._drain_s = min(self._drain_s, _now_s() + draining.move_after_s(self._now_ms(), _dice()))
+        if draining.relay_hosts & self._paths.current.relay_hosts:
+            now_ms = self._now_ms()
+            self._drain_ms = min(self._drain_ms, now_ms + 1_000 * draining.move_after_s(now_ms, _dice()))
             self._hurry()
 
     def look(self) -> None:
@@ -104,18 +104,17 @@ class Restarts:
     def _settle(self, servers: IceServers) -> None:
         """On a path that works, gathered with these servers."""
         self._servers, self._lost_s, self._is_asked, self._attempt, self._not_before_s = servers, None, False, 0, 0.0
-        after_s = None if self._fetch is None else servers.renew_after_s(self._now_ms(), _dice())
-        self._due_s, self._drain_s = NEVER_S if after_s is None else _now_s() + after_s, NEVER_S
+        now_ms = self._now_ms()
+        after_s = None if self._fetch is None else servers.renew_after_s(now_ms, _dice())
+        self._due_ms, self._drain_ms = NEVER if after_s is None else now_ms + 1_000 * after_s, NEVER
 
     def _wanted(self) -> tuple[float, Why]:
-        """When the next attempt is to begin, and why."""
-        wanted: list[tuple[float, Why]] = [(self._drain_s, "draining"), (self._due_s, "renewal")]
-        if self._lost_s is not None:
-            wanted = [(0.0, "lost")]
-        elif self._is_asked:
-            wanted = [(0.0, "asked")]
-        at_s, why = min(wanted)
-        return max(at_s, self._not_before_s), why
+        """When the next attempt is to begin by the loop's clock, and why."""
+        why: Why
+        at_ms, why = (self._drain_ms, "draining") if self._drain_ms < self._due_ms else (self._due_ms, "renewal")
+        if self._lost_s is not None or self._is_asked:
+            at_ms, why = 0.0, "asked" if self._lost_s is None else "lost"
+        return max(_now_s() + (at_ms - self._now_ms()) / 1_000, self._not_before_s), why
 
     async def _run(self) -> None:
         while not self._is_over:
@@ -133,9 +132,10 @@ class Restarts:
 
     async def _listen(self) -> None:
         """Find out whether somebody is at the other end."""
+        path = self._paths.current
         if self._paths.is_heard():
             self._lost_s = None
-        elif self._lost_s is None and not await self._paths.answers():
+        elif self._lost_s is None and not await self._paths.answers() and self._paths.current is path:
             _LOG.warning("Nothing comes from the peer any more: another path is looked for.")
             self._lost_s, self._attempt = _now_s(), 0
             self._hurry()
@@ -235,8 +235,8 @@ class Restarts:
             except (HeliographError, TimeoutError) as error:
                 if must_be_new or (servers.left_s(self._now_ms()) or 1) <= 0:
                     raise RestartFailedError(f"No fresh relay credentials: {error or 'not in time'}") from error
-        dead = self._paths.current.turn_host if self._lost_s is not None else None
-        return servers.avoiding({*self._draining, dead or ""}, self._attempt)
+        dead = {self._paths.current.turn_host} if self._lost_s is not None else set()
+        return servers.avoiding(self._draining | dead, self._attempt)
 
     # what the peer says
 
