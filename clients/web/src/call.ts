@@ -224,7 +224,7 @@ export class Call {
     try {
       if (await this.#negotiations.hearOffer(body, async () => (servers = await this.#restarts.fresh()).servers)) this.#restarts.answered(servers);
     } catch (error) {
-      console.info("heliograph: the peer's ICE restart failed", error);
+      console.info("heliograph: the peer's ICE restart failed:", String(error));
     }
   }
 

@@ -159,7 +159,7 @@ export class Restarts {
     if (code === "call_ended" || code === "call_answered") this.hands.giveUp("hangup");
     else if (code === "glare" || code === "negotiation_stale") this.#notBeforeMs = nowMs + GAVE_WAY_MS; // the peer's offer is on its way
     else {
-      console.info(`heliograph: an ICE restart (${why}) failed`, error);
+      console.info(`heliograph: an ICE restart (${why}) failed:`, String(error));
       const pauseMs = why === "lost" ? retryLostAfterMs(this.#attempt) : retryAfterMs(this.#attempt, leftMs(this.supply.current, nowMs));
       this.#notBeforeMs = nowMs + pauseMs;
       this.#attempt += 1;
