@@ -103,6 +103,7 @@ class Media(Stack):
             linux_parameters=self._linux(),
             port_mappings=[
                 ecs.PortMapping(container_port=TURN_PORT, protocol=ecs.Protocol.UDP),
+                ecs.PortMapping(container_port=TURN_PORT, protocol=ecs.Protocol.TCP),
                 ecs.PortMapping(container_port=STATS_PORT, protocol=ecs.Protocol.TCP),
             ],
             **more,
@@ -312,7 +313,7 @@ class Media(Stack):
             self,
             "Relays",
             vpc=self._network.vpc,
-            protocol=elbv2.Protocol.UDP,
+            protocol=elbv2.Protocol.TCP_UDP,
             port=TURN_PORT,
             target_type=elbv2.TargetType.IP if self._is_fargate else elbv2.TargetType.INSTANCE,
             deregistration_delay=DEREGISTRATION,
@@ -327,7 +328,7 @@ class Media(Stack):
             targets=[self.service.load_balancer_target(container_name="relay", container_port=TURN_PORT, protocol=ecs.Protocol.UDP)],
         )
         balancer = self._network.relay_balancer
-        listener = elbv2.NetworkListener(self, "Turn", load_balancer=balancer, port=TURN_PORT, protocol=elbv2.Protocol.UDP, default_target_groups=[group])
+        listener = elbv2.NetworkListener(self, "Turn", load_balancer=balancer, port=TURN_PORT, protocol=elbv2.Protocol.TCP_UDP, default_target_groups=[group])
         self.service.node.add_dependency(listener)
         for number, subnet in enumerate(self._network.vpc.public_subnets):
             ec2.CfnSecurityGroupIngress(

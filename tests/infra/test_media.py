@@ -252,8 +252,8 @@ def test_a_fargate_task_has_a_public_address_of_its_own(presets: Presets) -> Non
 def test_the_load_balancer_stands_before_turns_port_and_asks_each_relay_whether_it_is_well(presets: Presets, name: str, target: str) -> None:
     media = presets[name]["media"]
     listener, group = media.one("AWS::ElasticLoadBalancingV2::Listener"), media.one("AWS::ElasticLoadBalancingV2::TargetGroup")
-    assert (listener["Protocol"], listener["Port"]) == ("UDP", 3478)
-    assert (group["Protocol"], group["Port"], group["TargetType"]) == ("UDP", 3478, target)
+    assert (listener["Protocol"], listener["Port"]) == ("TCP_UDP", 3478)
+    assert (group["Protocol"], group["Port"], group["TargetType"]) == ("TCP_UDP", 3478, target)
     assert (group["HealthCheckProtocol"], group["HealthCheckPath"], group["HealthCheckPort"]) == ("HTTP", "/healthz", "9478")
     assert environment(media)["HELIOGRAPH_STATS_LISTEN"] == "0.0.0.0:9478"
     rules = media.of_type("AWS::EC2::SecurityGroupIngress").values()
