@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, get_args
 
 from heliograph.ice import TurnSecrets
 from media_fleet import public_address
-from media_fleet.datapath.paths import NAMES
+from media_fleet.datapath.paths import NAMES, DataPathName
 from media_fleet.log import log
 from media_fleet.meters import Meter, Reading, publish
 from media_fleet.relay import Relay, RelayConfig, run_loop
-from media_fleet.settings import HubSettings, address, addresses, load, load_hub
+from media_fleet.settings import HubSettings, NodeSettings, address, addresses, load, load_hub
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import shared_secrets, static_users
 from media_fleet.turn.settings import UnaskedFamily
@@ -33,6 +33,7 @@ from media_fleet.workers import WorkerPool, count_of, opened, serve
 
 if TYPE_CHECKING:
     from media_fleet.hub import HubConfig
+    from media_fleet.node import NodeConfig
 
 _CONTAINER = ("ECS_CONTAINER_METADATA_URI", "ECS_CONTAINER_METADATA_URI_V4", "KUBERNETES_SERVICE_HOST")
 _SECRET_S = 300.0  # how often a rotated secret is looked for
@@ -149,33 +150,6 @@ def _hub_config(settings: HubSettings) -> HubConfig:
     )
 
 
-async def _relay_and_hub(config: RelayConfig, workers: int, hub_config: HubConfig | None, stage: str, meters_s: float) -> None:
-    """Both on one signal, the hub in this process; each drains in its own time."""
-    stopped = _stopped()
-    relay = await opened(config, workers)
-    readings: list[Callable[[], Reading]] = [relay.reading]
-    try:
-        async with _metered(stage, meters_s, readings):
-            if hub_config is None:
-                await stopped.wait()
-                await relay.drain()
-            else:
-                await _with_hub(relay, hub_config, stopped, readings)
-    finally:
-        await relay.close()
-
-
-async def _with_hub(relay: Relay | WorkerPool, hub_config: HubConfig, stopped: asyncio.Event, readings: list[Callable[[], Reading]]) -> None:
-    from media_fleet import hub
-
-    hubbing = asyncio.create_task(hub.until(hub_config, stopped, lambda begun: readings.append(begun.reading)))
-    await asyncio.wait([hubbing, stopping := asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if stopped.is_set():
-        await relay.drain()
-    await hubbing
-
-
 def _stopped() -> asyncio.Event:
     """Set by SIGTERM or SIGINT."""
     stopped = asyncio.Event()
@@ -204,9 +178,12 @@ def _node() -> None:
     settings = load(os.environ)
     if bool(settings.redis_url) != bool(settings.connections_url):
         raise SystemExit("HELIOGRAPH_REDIS_URL and HELIOGRAPH_CONNECTIONS_URL belong together: set both for a hub, or none.")
+    if settings.mongodb_secret_id and not settings.redis_url:
+        raise SystemExit("HELIOGRAPH_MONGODB_SECRET_ID needs HELIOGRAPH_REDIS_URL: usage belongs to tenants, and the session store knows them.")
+    if bool(settings.turn_listen_tls) != bool(settings.turn_tls_secret_id):
+        raise SystemExit("HELIOGRAPH_TURN_LISTEN_TLS and HELIOGRAPH_TURN_TLS_SECRET_ID belong together: set both for TLS, or none.")
     hub_config = _hub_config(settings) if settings.redis_url else None
-    every_s = _seconds(settings.meters_s, "HELIOGRAPH_METERS_S")
-    workers = count_of(settings.turn_workers, "HELIOGRAPH_TURN_WORKERS")
+    node_config, workers = _node_config(settings), count_of(settings.turn_workers, "HELIOGRAPH_TURN_WORKERS")
     try:
         secrets = [_read_secret(settings.turn_secret_id)]
     except ValueError as error:
@@ -216,22 +193,65 @@ def _node() -> None:
         credentials=shared_secrets(lambda: secrets[-1], settings.turn_realm),
         listen=addresses(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
         listen_tcp=addresses(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
+        listen_tls=addresses(settings.turn_listen_tls, "HELIOGRAPH_TURN_LISTEN_TLS"),
+        tls=_read_tls(settings.turn_tls_secret_id) if settings.turn_listen_tls else None,
+        tls_name=settings.turn_tls_name,
+        urls=tuple(settings.turn_urls.split(",")) if settings.turn_urls else (),
         relay_addresses=tuple(_public_address(text) for text in settings.relay_address.split(",")),
-        stats_listen=address(settings.stats_listen, "HELIOGRAPH_STATS_LISTEN") if settings.stats_listen else None,
-        drain_s=_seconds(settings.relay_drain_s, "HELIOGRAPH_RELAY_DRAIN_S"),
+        no_peers=tuple(one.stats_listen for one in (node_config, hub_config) if one and one.stats_listen),
+        data_path=_data_path(settings.turn_data_path),
+        drain_s=node_config.drain_s,
     )
     _check_relay_address(config, "HELIOGRAPH_RELAY_ADDRESS")
 
-    async def node() -> None:
-        watching = asyncio.create_task(_watch_secret(settings.turn_secret_id, secrets))
-        try:
-            await _relay_and_hub(config, workers, hub_config, settings.stage, every_s)
-        finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+    run_loop(_run_node(settings, config, workers, hub_config, node_config, secrets))
 
-    run_loop(node())
+
+def _node_config(settings: NodeSettings) -> NodeConfig:
+    from media_fleet.node import NodeConfig
+
+    usage_s = _seconds(settings.usage_s, "HELIOGRAPH_USAGE_S")
+    if not usage_s:
+        raise SystemExit("HELIOGRAPH_USAGE_S must be above 0.")
+    return NodeConfig(
+        node_id=f"{socket.gethostname()}-{os.urandom(4).hex()}",  # another one after each start: a name of a machine may come back
+        stage=settings.stage,
+        stats_listen=address(settings.stats_listen, "HELIOGRAPH_STATS_LISTEN") if settings.stats_listen else None,
+        meters_s=_seconds(settings.meters_s, "HELIOGRAPH_METERS_S"),
+        usage_s=usage_s,
+        drain_s=_seconds(settings.relay_drain_s, "HELIOGRAPH_RELAY_DRAIN_S"),
+    )
+
+
+async def _run_node(
+    settings: NodeSettings, config: RelayConfig, workers: int, hub_config: HubConfig | None, node_config: NodeConfig, secrets: list[TurnSecrets]
+) -> None:
+    from media_fleet.node import Node
+    from media_fleet.session_store import SessionStore, Tenants
+    from media_fleet.usage import Usage, UsageLedger
+
+    stopped, store, tenants, usage = _stopped(), None, None, None
+    if hub_config:
+        who = {"user": hub_config.redis_user, "cache": hub_config.redis_cache, "region": hub_config.region}
+        store = SessionStore(hub_config.redis_url, hub_config.redis_mode, credentials=hub_config.credentials, **who)
+        tenants = Tenants(store)
+    if tenants and settings.mongodb_secret_id:
+        ledger = UsageLedger(lambda: _read_uri(settings.mongodb_secret_id), settings.mongodb_database)
+        usage = Usage(node_config.node_id, ledger, tenants)
+    relay = await opened(config, workers, usage.ended if usage else None)
+    watching = asyncio.create_task(_watch_secrets(settings, secrets, relay))
+    try:
+        await Node(node_config, relay, hub=hub_config, store=store, tenants=tenants, usage=usage).run(stopped)
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+def _read_uri(secret_id: str) -> str:
+    from adapters.secrets_aws import read_secret_now
+
+    return str(read_secret_now(secret_id)["uri"])
 
 
 def _read_secret(secret_id: str) -> TurnSecrets:
@@ -241,14 +261,35 @@ def _read_secret(secret_id: str) -> TurnSecrets:
     return TurnSecrets.of(read_secret(secret_id))
 
 
-async def _watch_secret(secret_id: str, secrets: list[TurnSecrets]) -> None:
-    """Takes up a rotated secret; while it cannot be read, the one we have goes on."""
+def _read_tls(secret_id: str) -> TlsFiles:
+    """SystemExit where the secret is not {certificate, key}."""
+    from adapters.secrets_aws import read_secret_now
+
+    stored = read_secret_now(secret_id)
+    if not isinstance(stored.get("certificate"), str) or not isinstance(stored.get("key"), str):
+        raise SystemExit("HELIOGRAPH_TURN_TLS_SECRET_ID: the secret is not {certificate, key}, both PEM texts.")
+    return TlsFiles(str(stored["certificate"]), str(stored["key"]))
+
+
+async def _watch_secrets(settings: NodeSettings, secrets: list[TurnSecrets], relay: Relay | WorkerPool) -> None:
+    """Takes up a rotated secret and a renewed certificate; while they cannot be read, those we have go on."""
+    tls = relay.config.tls
     while True:
         await asyncio.sleep(_SECRET_S)
         try:
-            secrets[:] = [await asyncio.to_thread(_read_secret, secret_id)]
-        except Exception as error:  # the process edge: a store that is away must not end running calls
+            secrets[:] = [await asyncio.to_thread(_read_secret, settings.turn_secret_id)]
+            if tls is not None and (found := await asyncio.to_thread(_read_tls, settings.turn_tls_secret_id)) != tls:
+                relay.reload_tls(found)
+                tls = found
+        except (Exception, SystemExit) as error:  # the process edge: a store that is away must not end running calls
             log("turn_secret_not_read", error=repr(error))
+
+
+def _data_path(text: str) -> DataPathName:
+    found = next((name for name in NAMES if name == text), None)
+    if found is None:
+        raise SystemExit(f"HELIOGRAPH_TURN_DATA_PATH must be one of {', '.join(NAMES)}.")
+    return found
 
 
 def _public_address(text: str) -> str:
@@ -263,7 +304,7 @@ def _public_address(text: str) -> str:
 
 
 def _health(environ: Mapping[str, str]) -> int:
-    """The exit code of the container's health check: 0 while the node answers 200 on its statistics port."""
+    """The exit code of the container's health check: 0 while the node answers 200 on its statistics port, draining or not."""
     listen = load(environ).stats_listen
     if not listen:
         raise SystemExit("HELIOGRAPH_STATS_LISTEN is not set, so there is nothing to ask.")

@@ -1,7 +1,7 @@
 """What a relay's parent process and its workers say to each other over an inherited socket: one JSON array `[kind, content]` a line. Pure.
 
 Secrets go this way, and never by a command line or an environment. The parent says START first, and then any of the others; a worker answers START with
-READY or FAILED, and goes on with COUNTS, LIVING, ENDED and DRAINED until the socket closes.
+READY or FAILED, and goes on with READING, LIVING, ENDED and DRAINED until the socket closes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from heliograph.ice import TurnSecrets
+from media_fleet.readings import RelayReading
 from media_fleet.relay import RelayConfig
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import Credentials, SharedSecrets, StaticUsers, Usage
@@ -21,14 +22,14 @@ from media_fleet.turn.connections import StreamLimits
 START: Final = "start"  # Start
 CREDENTIALS: Final = "credentials"  # as `told_credentials`
 TLS_FILES: Final = "tls_files"  # {certificate, key}
-LOOK: Final = "look"  # {}: tell COUNTS and LIVING now
+LOOK: Final = "look"  # {}: tell READING and LIVING now
 DRAIN: Final = "drain"  # {}
 CLOSE: Final = "close"  # {}
 # from a worker
 READY: Final = "ready"  # {}
 FAILED: Final = "failed"  # {why}: it cannot start
-COUNTS: Final = "counts"  # as `media_fleet.relay.Relay.counts`
-LIVING: Final = "living"  # {usages, is_last, is_asked}: all that live, in parts; whether LOOK or DRAIN asked for it
+READING: Final = "reading"  # as `told_reading`
+LIVING: Final = "living"  # {at_ms, usages, is_last, is_asked}: all that live, in parts; whether LOOK or DRAIN asked for it
 ENDED: Final = "ended"  # {usage}
 DRAINED: Final = "drained"  # {}: no allocation is left, or the time is over
 
@@ -113,18 +114,12 @@ def usage_of(told: Iterable[Any]) -> Usage:
     return Usage(*told)
 
 
-def counts_of(told: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON made text of the error codes."""
-    return {**told, "refusals": {int(code): count for code, count in told["refusals"].items()}}
+def told_reading(reading: RelayReading) -> dict[str, Any]:
+    return asdict(reading)
 
 
-def summed(each: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts of several relays as one's: numbers by name, at every depth."""
-    total: dict[str, Any] = {}
-    for counts in each:
-        for name, value in counts.items():
-            total[name] = summed((total.get(name, {}), value)) if isinstance(value, Mapping) else total.get(name, 0) + value
-    return total
+def reading_of(told: Mapping[str, Any]) -> RelayReading:
+    return RelayReading(**{**told, "refusals": {int(code): count for code, count in told["refusals"].items()}})  # JSON made text of the codes
 
 
 def _tuples(value: Any) -> Any:

@@ -12,19 +12,21 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
+from heliograph.relays import turn_urls
 from media_fleet import siblings
 from media_fleet.datapath import compiled
 from media_fleet.datapath.outside import OutsidePath
 from media_fleet.datapath.paths import DataPath, DataPathName
 from media_fleet.datapath.python import LARGEST, RECVERR, RECVERR6, UDP, PythonPath
 from media_fleet.log import log
+from media_fleet.readings import NETWORK, AllocationUsage, RelayReading
 from media_fleet.stats import serve_stats
 from media_fleet.streams import TCP, TLS, Streams, listening_socket
 from media_fleet.stun import Address, Icmp
@@ -81,8 +83,10 @@ class RelayConfig:
     data_path: DataPathName = "auto"  # of UDP clients: `compiled` is refused where its library is missing, `auto` takes Python's instead
     relay_addresses: tuple[str, ...] = ()  # the IPs that peers reach us at, at most one of each family; default: the UDP listeners' own
     unasked_family: UnaskedFamily = "ipv4"  # of the relayed address where a client names none; `client` gives it the family that it came by
+    urls: tuple[str, ...] = ()  # at which clients reach it; default: made of relay addresses and listeners
+    tls_name: str = ""  # of the certificate, for turns: URLs that are made
+    no_peers: tuple[Address, ...] = ()  # other services of this node, beside the listeners
     allow_peers: tuple[str, ...] = ()  # CIDRs that override the deny list; for measuring and for one machine only
-    refused_peers: tuple[Address, ...] = ()  # addresses of this machine that are no peers, whatever is allowed; the relay's own listeners are none anyway
     stats_listen: Address | None = None  # HTTP endpoint: /healthz, /allocations
     min_port: int = 49_152  # relayed ports, RFC 8656 s7.2
     max_port: int = 65_535
@@ -124,17 +128,18 @@ class Share:
     listeners: Mapping[str, Sequence[socket.socket]]  # by transport, ready: in place of the addresses of the configuration
     inbox: socket.socket  # where other workers' datagrams come in
     siblings: Mapping[int, socket.socket]  # the ways to theirs
+    ended: Callable[[Usage], object]  # is told what each allocation carried when it is over
 
 
 class Relay:
-    """A running relay: `async with Relay(config) as relay`. `on_ended` is told what each allocation carried, as it ends."""
+    """A running relay: `async with Relay(config) as relay`."""
 
-    def __init__(self, config: RelayConfig, share: Share | None = None, on_ended: Callable[[Usage], object] = lambda usage: None) -> None:
-        self.config = config
+    def __init__(self, config: RelayConfig, ended: Callable[[AllocationUsage], object] | None = None, share: Share | None = None) -> None:
+        """`ended` is told what each allocation carried when it is over."""
+        self.config, self._tell_ended, self._share = config, ended, share
+        self.hosts = config.relay_hosts()
         self.addresses: dict[str, list[Address]] = {UDP: [], TCP: [], TLS: []}  # where it listens, once it has started
         self.stats_address: Address | None = None
-        self.hosts = config.relay_hosts()  # the IPs of relayed addresses
-        self._share, self._on_ended = share, on_ended
         self._bind_hosts = {":" in host: config.bind_host(host) for host in self.hosts}
         self._listeners: dict[Address, socket.socket] = {}  # UDP
         self._relays: dict[RelayId, socket.socket] = {}
@@ -145,7 +150,7 @@ class Relay:
         self._emptied = asyncio.Event()
         self._offset_s = time.time_ns() / 1e9 - time.clock_gettime(_CLOCK)
         self._dropped = 0
-        self._dropped_by_path: Mapping[str, int] = {}
+        self._dropped_by_paths: Mapping[str, int] = {}  # when it has closed
         self._ended = Traffic()
         self._is_open = False
 
@@ -229,7 +234,7 @@ class Relay:
             self._loop.remove_reader(self._share.inbox.fileno())
             for way in (self._share.inbox, *self._share.siblings.values()):
                 way.close()
-        self._dropped_by_path = self._path.dropped()
+        self._dropped_by_paths = self._dropped_in_paths()
         self._path.stop()
         await self._streams.close()
         if self._stats:
@@ -247,36 +252,50 @@ class Relay:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._emptied.wait(), self.config.drain_s)
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where clients reach it (RFC 7065)."""
+        return urls_of(self.config, self.addresses)
+
+    async def look(self) -> None:
+        """Nothing: what it tells is of the moment. A pool of several processes asks them here."""
+
     def allocations(self) -> list[dict[str, Any]]:
         """Ended allocations that are remembered, then living ones, as plain data (see `media_fleet.turn.Usage`)."""
         return [asdict(usage) for usage in self._server.allocations()]
 
-    def living(self) -> Iterator[Usage]:
-        """What each living allocation has carried; others may have their turn between two."""
-        return self._server.living()
+    def living(self) -> Iterator[AllocationUsage]:
+        """What each living allocation carried until it is read here; those that end meanwhile are passed over."""
+        return (told(usage, int(self._now() * 1000)) for usage in self.usages())
 
-    def reading(self) -> dict[str, float]:
-        """What the meters tell (see `media_fleet.meters`); bytes and drops count up since the start."""
-        return reading_of(self.counts())
+    def usages(self) -> Iterator[Usage]:
+        """`living` with all that the core knows."""
+        for five_tuple in self._server.five_tuples():
+            if usage := self._server.usage(five_tuple):
+                yield usage
 
-    def counts(self) -> dict[str, Any]:
-        """`allocations` and `capacity` now, and since the start what was relayed, by ended allocations too, what was refused, what was dropped and why."""
-        relayed = self._server.carried()
-        relayed.add(self._ended)
-        dropped = Counter(self._path.dropped() if self._is_open else self._dropped_by_path)
-        if self._path is not self._python:
-            dropped.update(self._python.dropped())
-        dropped["network"] = self._dropped + dropped.pop("send_failed", 0)
-        counts = self._server.counts
-        return {
-            "allocations": self._server.live,
-            "capacity": self.config.max_allocations,
-            **asdict(relayed),
-            "refusals": dict(counts.refusals),
-            "auth_failures": counts.auth_failures,
-            "dropped": dict(dropped),
-            "cpu_s": time.process_time(),
-        }
+    def reading(self) -> RelayReading:
+        """Of this moment; counters count up since the start."""
+        carried, counts = Traffic(), self._server.counts
+        carried.add(self._ended)
+        for relayed in self._server.traffic():
+            carried.add(relayed)
+        return RelayReading(
+            allocations=self._server.live,
+            capacity=self.config.max_allocations,
+            is_draining=self._server.is_draining,
+            from_client_bytes=carried.from_client_bytes,
+            to_client_bytes=carried.to_client_bytes,
+            from_client_packets=carried.from_client_packets,
+            to_client_packets=carried.to_client_packets,
+            refusals=dict(counts.refusals),
+            auth_failures=counts.auth_failures,
+            dropped={**(self._dropped_in_paths() if self._is_open else self._dropped_by_paths), NETWORK: self._dropped, "slow_client": self._streams.dropped},
+            cpu_s=time.process_time(),
+        )
+
+    def _dropped_in_paths(self) -> dict[str, int]:
+        return _sums(path.dropped() for path in {self._path, self._python})
 
     def _health(self) -> tuple[HTTPStatus, object]:
         is_draining = self._server.is_draining
@@ -307,9 +326,9 @@ class Relay:
         )
 
     def _peers(self) -> PeerPolicy:
-        """Our listeners and our stats endpoint are no peers, under none of their names."""
+        """Our listeners and the node's other services are no peers, under none of their names."""
         addresses = [address for some in self.addresses.values() for address in some]
-        addresses += [*self.config.refused_peers, *([self.stats_address] if self.stats_address else [])]
+        addresses += [*self.config.no_peers, *([self.stats_address] if self.stats_address else [])]
         own = [(host, port) for at, port in addresses for host in (at, *self.hosts)]
         return PeerPolicy(self.config.allow_peers, own, self.hosts, range(self.config.min_port, self.config.max_port + 1))
 
@@ -325,8 +344,8 @@ class Relay:
             if relay_id == LISTENER:
                 if to[2] == UDP:
                     self._listeners[to[1]].sendto(data, to[0])
-                elif not self._streams.send(to, data):
-                    self._dropped += 1
+                else:
+                    self._streams.send(to, data)  # it counts what it drops
             elif relay_id == SIBLING:
                 self._to_sibling(data, *to)
             else:
@@ -416,9 +435,12 @@ class Relay:
 
     def _end(self, effect: Ended) -> None:
         self._ended.add(effect.usage)
+        if self._tell_ended:
+            self._tell_ended(told(effect.usage, int(self._now() * 1000)))
+        if self._share:
+            self._share.ended(effect.usage)
         self._streams.keep(effect.five_tuple, False)
         log("allocation_ended", **asdict(effect.usage))
-        self._on_ended(effect.usage)
         if self._server.is_draining and not self._server.live:
             self._emptied.set()
 
@@ -480,6 +502,40 @@ def _set_errors(relay: socket.socket, is_v6: bool) -> None:
 
 def _set_dont_fragment(relay: socket.socket, is_v6: bool, value: int) -> None:
     relay.setsockopt(*((socket.IPPROTO_IPV6, _MTU_DISCOVER6) if is_v6 else (socket.IPPROTO_IP, _MTU_DISCOVER)), value)
+
+
+def urls_of(config: RelayConfig, addresses: Mapping[str, Sequence[Address]]) -> tuple[str, ...]:
+    """Where clients reach a relay that listens at these addresses, by transport (RFC 7065)."""
+    if config.urls:
+        return config.urls
+    made: list[str] = []
+    for host in config.relay_hosts():
+        udp, tcp = ([port for at, port in addresses[transport] if (":" in at) == (":" in host)] for transport in (UDP, TCP))
+        made += [url for port in udp for url in turn_urls(host, udp=port)] + [url for port in tcp for url in turn_urls(host, tcp=port)]
+    made += [url for _, port in addresses[TLS] for url in turn_urls("", tls=port, tls_host=config.tls_name)]
+    return tuple(dict.fromkeys(made))
+
+
+def told(usage: Usage, at_ms: int) -> AllocationUsage:
+    """What a node is told of an allocation; `at_ms` is when it was read."""
+    return AllocationUsage(
+        usage.username,
+        usage.relayed_address,
+        usage.from_client_bytes,
+        usage.to_client_bytes,
+        usage.from_client_packets,
+        usage.to_client_packets,
+        usage.started_at_ms,
+        usage.ended_at_ms or at_ms,
+        usage.ended_at_ms,
+    )
+
+
+def _sums(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in several:
+        total.update(one)
+    return dict(total)
 
 
 class CannotListen(Exception):
@@ -554,15 +610,6 @@ def _udp_listeners(address: Address, count: int, receive_buffer_bytes: int) -> l
             listener.close()
         raise
     return made
-
-
-def reading_of(counts: Mapping[str, Any]) -> dict[str, float]:
-    """The meters' part of a relay's counts."""
-    return {
-        "Allocations": counts["allocations"],
-        "RelayedBytes": counts["from_client_bytes"] + counts["to_client_bytes"],
-        "DroppedDatagrams": counts["dropped"]["network"],
-    }
 
 
 def run_loop(main: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from adapters.settings import now_ms
 from media_fleet import control
 from media_fleet.control import Start
 from media_fleet.log import log
@@ -21,9 +22,9 @@ from media_fleet.relay import CannotListen, Relay, Share, raise_file_limit, run_
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import Usage
 
-TELL_S: Final = 1.0  # how often it tells its counts
+TELL_S: Final = 1.0  # how often it tells its reading
 LOOK_EVERY: Final = 5  # times of which it tells what each living allocation has carried
-_PART: Final = 250  # allocations that are read before packets get their turn
+_PART: Final = 50  # allocations that are read before packets get their turn: under a millisecond
 _MOST_UNTOLD_BYTES: Final = 8 * 1024 * 1024  # for a parent that does not listen
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
@@ -68,8 +69,9 @@ class _Worker:
             listeners={transport: [_inherited(file) for file in files] for transport, files in start.listeners.items()},
             inbox=_inherited(start.inbox),
             siblings={worker: _inherited(file) for worker, file in start.siblings.items()},
+            ended=self._tell_end,
         )
-        self._relay = Relay(config, share, self._tell_end)
+        self._relay = Relay(config, share=share)
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Until the parent closes the socket, or says so."""
@@ -97,7 +99,7 @@ class _Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._relay.close()
-            self._say(control.COUNTS, self._relay.counts())
+            self._tell_reading()
 
     def _take(self, kind: str, content: Mapping[str, Any]) -> None:
         """What may change while it runs."""
@@ -122,24 +124,27 @@ class _Worker:
             if times % LOOK_EVERY == 0:
                 await self._look(is_asked=False)
             else:
-                self._say(control.COUNTS, self._relay.counts())
+                self._tell_reading()
             times += 1
             await asyncio.sleep(TELL_S)
 
     async def _look(self, *, is_asked: bool) -> None:
-        """Tells the counts, and of each allocation that lives; one look at a time, because the parts of two would mix."""
+        """Tells its reading, and of each allocation that lives; one look at a time, because the parts of two would mix."""
         async with self._looking:
-            self._say(control.COUNTS, self._relay.counts())
+            self._tell_reading()
             part: list[list[Any]] = []
-            for usage in self._relay.living():
+            for usage in self._relay.usages():
                 part.append(control.told_usage(usage))
                 if len(part) == _PART:
-                    self._say(control.LIVING, {"usages": part, "is_last": False, "is_asked": is_asked})
+                    self._say(control.LIVING, {"at_ms": now_ms(), "usages": part, "is_last": False, "is_asked": is_asked})
                     part = []
                     await self._writer.drain()
                     await asyncio.sleep(0)
-            self._say(control.LIVING, {"usages": part, "is_last": True, "is_asked": is_asked})
+            self._say(control.LIVING, {"at_ms": now_ms(), "usages": part, "is_last": True, "is_asked": is_asked})
             await self._writer.drain()
+
+    def _tell_reading(self) -> None:
+        self._say(control.READING, control.told_reading(self._relay.reading()))
 
     def _tell_end(self, usage: Usage) -> None:
         self._say(control.ENDED, {"usage": control.told_usage(usage)})

@@ -12,21 +12,22 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from adapters.settings import now_ms
 from media_fleet import control
 from media_fleet.control import Start
 from media_fleet.datapath.python import UDP
 from media_fleet.log import log
-from media_fleet.relay import CannotListen, Relay, RelayConfig, close_listeners, open_listeners, raise_file_limit, reading_of, run_loop, text_of
+from media_fleet.readings import NETWORK, AllocationUsage, RelayReading
+from media_fleet.relay import CannotListen, Relay, RelayConfig, close_listeners, open_listeners, raise_file_limit, run_loop, text_of, told, urls_of
 from media_fleet.stats import Answer, serve_stats
 from media_fleet.streams import TCP, TLS
 from media_fleet.stun import Address
@@ -44,10 +45,9 @@ _LOOK_S: Final = 1.0
 _LATE_S: Final = 2.0  # how much longer than the limit a drain may take
 _SIBLING_BUFFER_BYTES: Final = 1_048_576  # the kernel may give less
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)  # where `python -m media_fleet` finds this code
-_GAUGES: Final = ("allocations", "capacity")
-_NOTHING: Final[Mapping[str, Any]] = dict.fromkeys(
-    (*_GAUGES, "from_client_bytes", "to_client_bytes", "from_client_packets", "to_client_packets", "auth_failures", "cpu_s"), 0
-) | {"refusals": {}, "dropped": {"network": 0}}
+_NOTHING: Final = RelayReading(allocations=0, capacity=0)
+_Key = TypeVar("_Key", int, str)
+_Ended = Callable[[AllocationUsage], object]
 
 
 class WorkerFailed(Exception):
@@ -75,9 +75,9 @@ class _Worker:
     quiet_s: float = 0.0  # as the parent's loop counts: when the machine sleeps, nobody is late
     refusal: str = ""  # why it says that it cannot start
     failure: str = ""  # what became of it
-    counts: Mapping[str, Any] = field(default_factory=dict)
-    living: dict[str, Usage] = field(default_factory=dict)  # by allocation_id
-    coming: dict[str, Usage] = field(default_factory=dict)  # the first parts of the next `living`
+    reading: RelayReading = _NOTHING
+    living: dict[str, tuple[Usage, int]] = field(default_factory=dict)  # by allocation_id, and when it was read
+    coming: dict[str, tuple[Usage, int]] = field(default_factory=dict)  # the first parts of the next `living`
     has_looked: asyncio.Event = field(default_factory=asyncio.Event)
     is_drained: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -94,16 +94,17 @@ class _Worker:
 class WorkerPool:
     """A running relay of several processes, with the face of `Relay`: `async with WorkerPool(config, 4) as relay`. Linux.
 
-    What it tells of the workers is what they told last: counts within TELL_S, allocations within some seconds, both by `look`. A worker that is killed takes
-    the traffic since then with it; what it had told is told as ended. A worker's parent is the thread that starts it: the main one.
+    What it tells of the workers is what they told last: readings within TELL_S, allocations within some seconds, both by `look`. A worker that is killed
+    takes the traffic since then with it; what it had told is told as ended. A worker's parent is the thread that starts it: the main one.
     """
 
-    def __init__(self, config: RelayConfig, workers: int, on_ended: Callable[[Usage], object] = lambda usage: None, *, silent_s: float = SILENT_S) -> None:
+    def __init__(self, config: RelayConfig, workers: int, ended: _Ended | None = None, *, silent_s: float = SILENT_S) -> None:
+        """`ended` is told what each allocation carried when it is over."""
         self.config = config
         self.hosts = config.relay_hosts()
         self.addresses: dict[str, list[Address]] = {UDP: [], TCP: [], TLS: []}  # where it listens, once it has started
         self.stats_address: Address | None = None
-        self._count, self._on_ended, self._silent_s = workers, on_ended, silent_s
+        self._count, self._tell_ended, self._silent_s = workers, ended, silent_s
         self._workers: list[_Worker] = []
         self._listeners: tuple[dict[str, list[socket.socket]], ...] = ()
         self._ways: list[tuple[socket.socket, socket.socket]] = []  # to each worker: where the others send, where it receives
@@ -111,7 +112,7 @@ class WorkerPool:
         self._watching: asyncio.Task[None] | None = None
         self._credentials: Mapping[str, Any] = {}
         self._ended: deque[Usage] = deque(maxlen=config.ended_kept)
-        self._gone: Mapping[str, Any] = _NOTHING  # counters of workers that are no more
+        self._gone = _NOTHING  # counters of workers that are no more
         self._stats: asyncio.Server | None = None
         self._is_draining = False
         self._closing = asyncio.Event()
@@ -177,7 +178,7 @@ class WorkerPool:
             await asyncio.wait_for(asyncio.gather(*(worker.is_drained.wait() for worker in self._workers)), self.config.drain_s + _LATE_S)
 
     async def look(self) -> None:
-        """Asks every worker how it stands by now: then `counts`, `living` and `allocations` tell that, but for workers that do not answer soon."""
+        """Asks every worker how it stands by now: then `reading`, `living` and `allocations` tell that, but for workers that do not answer soon."""
         for worker in self._workers:
             worker.has_looked.clear()
             worker.say(control.LOOK)
@@ -199,23 +200,24 @@ class WorkerPool:
 
     def allocations(self) -> list[dict[str, Any]]:
         """Ended allocations that are remembered, then living ones, as plain data (see `media_fleet.turn.Usage`)."""
-        return [asdict(usage) for usage in (*self._ended, *self.living())]
+        return [asdict(usage) for usage in (*self._ended, *(usage for worker in self._workers for usage, _ in worker.living.values()))]
 
-    def living(self) -> Iterator[Usage]:
-        """What each living allocation has carried; others may have their turn between two."""
+    def living(self) -> Iterator[AllocationUsage]:
+        """What each living allocation carried when its worker was asked; those that end meanwhile are passed over."""
         for worker in self._workers:
             for allocation_id in list(worker.living):
-                if (usage := worker.living.get(allocation_id)) is not None:
-                    yield usage
+                if found := worker.living.get(allocation_id):
+                    yield told(*found)
 
-    def reading(self) -> dict[str, float]:
-        """As `Relay.reading`, of all workers together."""
-        return reading_of(self.counts())
+    def reading(self) -> RelayReading:
+        """Of all workers together, the counters of those that are gone included; `cpu_s` is the parent's, too."""
+        total = summed(self._gone, *(worker.reading for worker in self._workers))
+        return replace(total, is_draining=self._is_draining, cpu_s=total.cpu_s + time.process_time())
 
-    def counts(self) -> dict[str, Any]:
-        """As `Relay.counts`, of all workers together, those that are gone included; `cpu_s` is the parent's, too."""
-        total = control.summed((self._gone, *(worker.counts for worker in self._workers)))
-        return total | {"cpu_s": total["cpu_s"] + time.process_time()}
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where clients reach it (RFC 7065)."""
+        return urls_of(self.config, self.addresses)
 
     async def _serve_stats(self, address: Address) -> None:
         routes: dict[str, Callable[[], Answer]] = {"/healthz": self._health, "/allocations": lambda: (HTTPStatus.OK, self.allocations())}
@@ -228,7 +230,7 @@ class WorkerPool:
     def _health(self) -> Answer:
         reading, up = self.reading(), len(self.pids())
         status = "draining" if self._is_draining else "ok" if up else "down"
-        body = {"status": status, "allocations": reading["Allocations"], "dropped": reading["DroppedDatagrams"], "workers": up}
+        body = {"status": status, "allocations": reading.allocations, "dropped": reading.dropped.get(NETWORK, 0), "workers": up}
         return (HTTPStatus.OK if status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE), body
 
     # The life of a worker
@@ -284,7 +286,7 @@ class WorkerPool:
         config = replace(
             config,
             stats_listen=None,
-            refused_peers=(*config.refused_peers, *([self.stats_address] if self.stats_address else [])),
+            no_peers=(*config.no_peers, *([self.stats_address] if self.stats_address else [])),
             max_allocations=-(-config.max_allocations // self._count),
         )
         return Start(
@@ -305,9 +307,9 @@ class WorkerPool:
             worker.kill()
             await worker.process.wait()
         worker.is_ready = False
-        self._gone = {**control.summed((self._gone, worker.counts)), **dict.fromkeys(_GAUGES, 0)}
-        lost, worker.living, worker.coming, worker.counts = worker.living, {}, {}, {}
-        for usage in lost.values():  # it was killed, so nobody else tells their end
+        self._gone = replace(summed(self._gone, worker.reading), allocations=0, capacity=0)
+        lost, worker.living, worker.coming, worker.reading = worker.living, {}, {}, _NOTHING
+        for usage, _ in lost.values():  # it was killed, so nobody else tells their end
             ended = replace(usage, ended_at_ms=now_ms())
             log("allocation_ended", **asdict(ended))
             self._has_ended(ended)
@@ -317,7 +319,8 @@ class WorkerPool:
     def _has_ended(self, usage: Usage) -> None:
         self._ended.append(usage)
         try:
-            self._on_ended(usage)
+            if self._tell_ended:
+                self._tell_ended(told(usage, now_ms()))
         except Exception as error:  # whoever listens must not end a worker
             log("internal", error=repr(error))
 
@@ -327,10 +330,10 @@ class WorkerPool:
                 self._has_started(worker)
             case control.FAILED:
                 worker.refusal = str(content["why"])
-            case control.COUNTS:
-                worker.counts = control.counts_of(content)
+            case control.READING:
+                worker.reading = control.reading_of(content)
             case control.LIVING:
-                worker.coming |= {usage.allocation_id: usage for usage in map(control.usage_of, content["usages"])}
+                worker.coming |= {usage.allocation_id: (usage, content["at_ms"]) for usage in map(control.usage_of, content["usages"])}
                 if content["is_last"]:
                     worker.living, worker.coming = worker.coming, {}
                     if content["is_asked"]:
@@ -356,15 +359,38 @@ class WorkerPool:
         """Hands on secrets that were changed, and ends workers that hang."""
         while True:
             await asyncio.sleep(TELL_S)
-            told = control.told_credentials(self.config.credentials)
-            is_new, self._credentials = told != self._credentials, told
+            before, self._credentials = self._credentials, control.told_credentials(self.config.credentials)
             for worker in self._workers:
-                if is_new:
-                    worker.say(control.CREDENTIALS, told)
+                if before != self._credentials:
+                    worker.say(control.CREDENTIALS, self._credentials)
                 worker.quiet_s += TELL_S
                 if worker.quiet_s > (self._silent_s if worker.is_ready else START_S):
                     worker.failure = f"Relay process {worker.number} said nothing for {worker.quiet_s:g} s."
                     worker.kill()
+
+
+def summed(*several: RelayReading) -> RelayReading:
+    """Several relays as one."""
+    return RelayReading(
+        allocations=sum(one.allocations for one in several),
+        capacity=sum(one.capacity for one in several),
+        is_draining=any(one.is_draining for one in several),
+        from_client_bytes=sum(one.from_client_bytes for one in several),
+        to_client_bytes=sum(one.to_client_bytes for one in several),
+        from_client_packets=sum(one.from_client_packets for one in several),
+        to_client_packets=sum(one.to_client_packets for one in several),
+        refusals=_added(one.refusals for one in several),
+        auth_failures=sum(one.auth_failures for one in several),
+        dropped=_added(one.dropped for one in several),
+        cpu_s=sum(one.cpu_s for one in several),
+    )
+
+
+def _added(several: Iterable[Mapping[_Key, int]]) -> dict[_Key, int]:
+    total: Counter[_Key] = Counter()
+    for one in several:
+        total.update(one)
+    return dict(total)
 
 
 def _way() -> tuple[socket.socket, socket.socket]:
@@ -380,11 +406,11 @@ def _files(some: Sequence[socket.socket]) -> list[int]:
     return [one.fileno() for one in some]
 
 
-async def opened(config: RelayConfig, workers: int = 1, on_ended: Callable[[Usage], object] = lambda usage: None) -> Relay | WorkerPool:
+async def opened(config: RelayConfig, workers: int = 1, ended: _Ended | None = None) -> Relay | WorkerPool:
     """A relay that listens, which it says on stdout; SystemExit when it cannot."""
     raise_file_limit()
     try:
-        relay = WorkerPool(config, workers, on_ended) if workers > 1 else Relay(config, on_ended=on_ended)
+        relay = WorkerPool(config, workers, ended) if workers > 1 else Relay(config, ended)
         await relay.start()
     except (CannotListen, ValueError, WorkerFailed) as error:
         raise SystemExit(str(error)) from None

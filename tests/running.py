@@ -60,10 +60,10 @@ class RunningStack:
 
 
 @contextmanager
-def running_stack(data_dir: Path) -> Iterator[RunningStack]:
+def running_stack(data_dir: Path, *flags: str) -> Iterator[RunningStack]:
     """Starts the product without the scenario; ends it with SIGTERM and expects a clean exit."""
     log = (data_dir / "stack.log").open("wb")
-    command = [sys.executable, "-m", "local", "--no-scenario", "--quiet", "--data", str(data_dir)]
+    command = [sys.executable, "-m", "local", "--no-scenario", "--quiet", "--data", str(data_dir), *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     stack = RunningStack(data_dir, process)
     try:

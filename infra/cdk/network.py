@@ -95,6 +95,7 @@ class Network(Stack):
             self.cache_group.add_ingress_rule(group, ec2.Port.tcp_range(*REDIS_PORTS), "Redis over TLS")
         for peer in (ec2.Peer.any_ipv4(), ec2.Peer.any_ipv6()):
             self.relay_group.add_ingress_rule(peer, ec2.Port.udp(TURN_PORT), "TURN")
+            self.relay_group.add_ingress_rule(peer, ec2.Port.tcp(TURN_PORT), "TURN over TCP")
             self.relay_group.add_ingress_rule(peer, ec2.Port.udp_range(*RELAYED_PORTS), "relayed addresses")
         acknowledge(self.relay_group, "AwsSolutions-EC23", "A TURN relay serves clients and peers at any address; its credentials and its peer filter decide.")
         if self._nat is not None:
@@ -124,4 +125,4 @@ class Network(Stack):
             tags = [CfnTag(key=RELAY_TAG, value=stage), CfnTag(key="Name", value=f"heliograph-{stage}-relay")]
             self.relay_addresses = [ec2.CfnEIP(self, f"Address{number}", domain="vpc", tags=tags) for number in range(self._deployment.number("relay_min"))]
             hosts = [address.attr_public_ip for address in self.relay_addresses]
-        self.turn_urls = ",".join(f"turn:{host}:{TURN_PORT}?transport=udp" for host in hosts)
+        self.turn_urls = ",".join(f"turn:{host}:{TURN_PORT}?transport={transport}" for host in hosts for transport in ("udp", "tcp"))

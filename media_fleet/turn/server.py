@@ -21,10 +21,10 @@ from media_fleet.turn.allocation import (
     PERMISSION_S,
     Allocation,
     Channel,
+    Counters,
     FiveTuple,
     Relayed,
     RelayId,
-    Traffic,
     Usage,
     is_ipv6,
     port_of,
@@ -210,19 +210,25 @@ class TurnServer:
         """What the remembered ended allocations carried, then the living ones."""
         return [*self._ended, *self.living()]
 
-    def living(self) -> Iterator[Usage]:
-        """Of each living allocation. Others may have their turn between two: it goes over a copy, and skips what ended meanwhile."""
-        return (allocation.usage() for allocation in list(self._allocations.values()) if allocation.relays)
+    def living(self) -> list[Usage]:
+        return [allocation.usage() for allocation in self._allocations.values()]
 
-    def carried(self) -> Traffic:
-        """By the living allocations, all together; no record is made of each."""
-        total = Traffic()
+    def five_tuples(self) -> list[FiveTuple]:
+        """Of the living allocations."""
+        return list(self._allocations)
+
+    def usage(self, five_tuple: FiveTuple) -> Usage | None:
+        """What this living allocation carried until now."""
+        allocation = self._allocations.get(five_tuple)
+        return None if allocation is None else allocation.usage()
+
+    def traffic(self) -> Iterator[Counters]:
+        """The counters of all living allocations."""
         for allocation in self._allocations.values():
-            total.add(allocation.traffic)
+            yield allocation.traffic
             for relayed in allocation.relays:
                 if relayed.counters is not None:
-                    total.add(relayed.counters)
-        return total
+                    yield relayed.counters
 
     @property
     def live(self) -> int:

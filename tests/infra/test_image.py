@@ -68,7 +68,8 @@ def test_what_is_uploaded_runs_a_node(tmp_path: Path) -> None:
     """Nothing of ours is missing: every module that the image runs is imported from the upload alone."""
     stage_context(tmp_path)
     code = (
-        "import media_fleet.__main__, media_fleet.hub, media_fleet.public_address, adapters.secrets_aws, adapters.aws_credentials as last; print(last.__file__)"
+        "import media_fleet.__main__, media_fleet.node, media_fleet.public_address, adapters.secrets_aws, "
+        "adapters.aws_credentials as last; print(last.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -95,7 +96,7 @@ def test_every_library_of_the_image_is_pinned() -> None:
             continue
         found.add(name_of(requirement.name))
         waiting += [Requirement(line) for line in distribution(requirement.name).requires or []]
-    assert {"uvloop", "redis", "aiohttp", "yarl"} <= found
+    assert {"uvloop", "redis", "aiohttp", "yarl", "pymongo", "prometheus-client"} <= found
     assert found <= pins
     (install,) = [line for line in LINES if "install --only-binary" in line]
     assert "--constraint constraints.txt" in install

@@ -131,9 +131,9 @@ def test_only_functions_and_relays_reach_the_session_store_and_nobody_reaches_fu
     assert ingress(made, "Functions") == []
 
 
-def test_relays_take_udp_from_everywhere_and_nothing_else(deployed: Synthesise) -> None:
+def test_relays_take_turn_and_what_peers_send_from_everywhere_and_nothing_else(deployed: Synthesise) -> None:
     rules = ingress(deployed("dev"), "Relays")
-    assert {(rule["IpProtocol"], rule["FromPort"], rule["ToPort"]) for rule in rules} == {("udp", 3478, 3478), ("udp", 49_152, 65_535)}
+    assert {(rule["IpProtocol"], rule["FromPort"], rule["ToPort"]) for rule in rules} == {("udp", 3478, 3478), ("tcp", 3478, 3478), ("udp", 49_152, 65_535)}
     assert {rule.get("CidrIp") or rule.get("CidrIpv6") for rule in rules} == {"0.0.0.0/0", "::/0"}
 
 
@@ -143,7 +143,7 @@ def test_clients_are_told_every_fixed_address(deployed: Synthesise) -> None:
     assert len(addresses) == 2
     assert all({"Key": "heliograph:relay", "Value": "test"} in item["Tags"] for item in addresses.values())
     told = json.dumps(some_environment(made)["HELIOGRAPH_TURN_URLS"])
-    assert told.count("turn:") == told.count(":3478?transport=udp") == 2
+    assert (told.count("turn:"), told.count(":3478?transport=udp"), told.count(":3478?transport=tcp")) == (4, 2, 2)
     assert not made.of_type("AWS::ElasticLoadBalancingV2::LoadBalancer", "network")
 
 

@@ -17,6 +17,7 @@ from aioice import stun as aioice_stun
 from aioice.turn import create_turn_endpoint
 
 from heliograph.ice import TurnSecrets, turn_password, turn_username
+from media_fleet.meters import of_relay
 from media_fleet.relay import Relay, RelayConfig
 from media_fleet.stun import Class, Message, Method, parse
 from media_fleet.turn import shared_secrets, static_users
@@ -110,9 +111,11 @@ async def test_a_relay_that_listens_on_every_address_tells_the_public_one_and_ta
             assert (data, seen) == (b"out", ("127.0.0.1", port))
             peer.sendto(b"back", ("127.0.0.1", port))
             assert await inbox.next() == (b"back", peer.getsockname())
-        assert relay.reading() == {"Allocations": 1, "RelayedBytes": 7, "DroppedDatagrams": 0}
+        assert of_relay(relay.reading()) == {"Allocations": 1, "RelayedBytes": 7, "DroppedDatagrams": 0}
         transport.close()
-        await until(lambda: relay.reading() == {"Allocations": 0, "RelayedBytes": 7, "DroppedDatagrams": 0}, "the end of the allocation, its bytes kept")
+        await until(
+            lambda: of_relay(relay.reading()) == {"Allocations": 0, "RelayedBytes": 7, "DroppedDatagrams": 0}, "the end of the allocation, its bytes kept"
+        )
 
 
 async def test_aioice_allocates_binds_a_channel_and_hears_its_echo(relay: Relay, echo: tuple[str, int]) -> None:

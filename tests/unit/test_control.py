@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from heliograph.ice import TurnSecrets, turn_username
 from media_fleet import control
 from media_fleet.control import Start
+from media_fleet.readings import RelayReading
 from media_fleet.relay import RelayConfig
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import Usage, shared_secrets, static_users
 from media_fleet.turn.connections import StreamLimits
+from media_fleet.workers import summed
 
 USERS = static_users({"ann": "pass"}, "north")
 PLAIN = RelayConfig(realm="north", credentials=USERS)
@@ -29,7 +31,9 @@ OTHERWISE: dict[str, Any] = {
     "relay_addresses": ("192.0.2.1", "2001:db8::1"),
     "unasked_family": "client",
     "allow_peers": ("127.0.0.0/8",),
-    "refused_peers": (("127.0.0.1", 5),),
+    "tls_name": "relay.example.com",
+    "urls": ("turn:192.0.2.1:3478?transport=udp",),
+    "no_peers": (("127.0.0.1", 5),),
     "stats_listen": ("127.0.0.1", 6),
     "streams": StreamLimits(max_connections=7, idle_s=8.5),
 }
@@ -92,13 +96,16 @@ def test_usage_arrives() -> None:
         assert control.usage_of(over_the_wire({"usage": control.told_usage(usage)})["usage"]) == usage
 
 
-def test_counts_arrive_and_add_up_at_every_depth() -> None:
-    one = {"allocations": 1, "refusals": {401: 2, 437: 1}, "dropped": {"network": 0}}
-    other = {"allocations": 2, "refusals": {401: 3}, "dropped": {"network": 1, "over_rate": 5}}
-    arrived = [control.counts_of(over_the_wire(counts)) for counts in (one, other)]
-    assert control.summed(arrived) == {"allocations": 3, "refusals": {401: 5, 437: 1}, "dropped": {"network": 1, "over_rate": 5}}
-    assert arrived == [one, other]  # as they were
-    assert control.summed([]) == {}
+def test_readings_arrive_and_add_up() -> None:
+    numbers = ("allocations", "capacity", "from_client_bytes", "to_client_bytes", "from_client_packets", "to_client_packets", "auth_failures", "cpu_s")
+    one = RelayReading(**dict.fromkeys(numbers, 1), refusals={401: 2, 437: 1}, dropped={"network": 0})  # type: ignore[arg-type]
+    other = RelayReading(**dict.fromkeys(numbers, 2), is_draining=True, refusals={401: 3}, dropped={"network": 1, "over_rate": 5})
+    assert {item.name for item in fields(RelayReading)} == {*numbers, "is_draining", "refusals", "dropped"}
+    arrived = [control.reading_of(over_the_wire(control.told_reading(reading))) for reading in (one, other)]
+    assert arrived == [one, other]
+    both = RelayReading(**dict.fromkeys(numbers, 3), is_draining=True, refusals={401: 5, 437: 1}, dropped={"network": 1, "over_rate": 5})
+    assert summed(*arrived) == both
+    assert summed() == RelayReading(allocations=0, capacity=0)
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"{}", b"[]", b'["start"]', b'["start", 1]', b"[1, {}]", b'["start", {}', b"\xff", b"[" * 10_000])
