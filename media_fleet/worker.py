@@ -80,6 +80,7 @@ class _Worker:
         except (CannotListen, ValueError) as error:
             self._say(control.FAILED, {"why": str(error)})
             return
+        self._tell_reading()  # first: the registry must not take a pool without capacity for a full one
         self._say(control.READY)
         tasks = [asyncio.create_task(self._tell())]
         try:

@@ -199,7 +199,6 @@ async def test_one_process_has_the_ports_of_both_and_no_child() -> None:
 
 async def test_the_capacity_of_a_node_is_shared_out() -> None:
     async with WorkerPool(config(max_allocations=2), 2) as pool:
-        await pool.look()
         assert pool.reading().capacity == 2
         assert served(pool.address, count=30) == {0: 1, 1: 1, 508: 28}
 
