@@ -74,7 +74,7 @@ class RelayConfig:
     listen: tuple[Address, ...] = (("127.0.0.1", 3478),)  # UDP
     listen_tcp: tuple[Address, ...] = ()
     listen_tls: tuple[Address, ...] = ()
-    tls: TlsFiles | None = None  # needed by `listen_tls`
+    tls: TlsFiles | None = None  # of `listen_tls`; without it nothing listens there until `serve_tls`
     data_path: DataPathName = "auto"  # of UDP clients: `compiled` is refused where its library is missing, `auto` takes Python's instead
     relay_addresses: tuple[str, ...] = ()  # the IPs that peers reach us at, at most one of each family; default: the UDP listeners' own
     unasked_family: UnaskedFamily = "ipv4"  # of the relayed address where a client names none; `client` gives it the family that it came by
@@ -156,12 +156,11 @@ class Relay:
             for address in self.config.listen:
                 with _at(UDP, address):
                     self._listen(address)
-            if self.config.listen_tls and self.config.tls is None:
-                raise ValueError("A TLS listener needs a certificate and its key.")
-            for transport, addresses, tls in ((TCP, self.config.listen_tcp, None), (TLS, self.config.listen_tls, self.config.tls)):
-                for address in addresses:
-                    with _at(transport, address):
-                        self.addresses[transport].append(await self._streams.listen(address, tls))
+            for address in self.config.listen_tcp:
+                with _at(TCP, address):
+                    self.addresses[TCP].append(await self._streams.listen(address))
+            if self.config.tls is not None:
+                await self.serve_tls(self.config.tls)
             if self.config.stats_listen:
                 with _at(TCP, self.config.stats_listen):
                     await self._serve_stats(self.config.stats_listen)
@@ -220,9 +219,13 @@ class Relay:
             self._stats.close()
             await self._stats.wait_closed()
 
-    def reload_tls(self, files: TlsFiles) -> None:
-        """A renewed certificate, for handshakes from now on; ValueError when it is wrong, and then the old one stays."""
-        self._streams.reload(files)
+    async def serve_tls(self, files: TlsFiles) -> None:
+        """Opens the TLS listeners, or takes a renewed certificate for handshakes from now on; ValueError when it is wrong, and then the old one stays."""
+        if self.addresses[TLS]:
+            self._streams.reload(files)
+        for address in self.config.listen_tls[len(self.addresses[TLS]) :]:
+            with _at(TLS, address):
+                self.addresses[TLS].append(await self._streams.listen(address, files))
 
     async def drain(self) -> None:
         """Refuses new allocations and waits until the living ones are gone, at most `drain_s`."""
@@ -302,7 +305,7 @@ class Relay:
     def _peers(self) -> PeerPolicy:
         """Our listeners and the node's other services are no peers, under none of their names."""
         addresses = [address for some in self.addresses.values() for address in some]
-        addresses += [*self.config.no_peers, *([self.stats_address] if self.stats_address else [])]
+        addresses += [*self.config.listen_tls, *self.config.no_peers, *([self.stats_address] if self.stats_address else [])]
         own = [(host, port) for at, port in addresses for host in (at, *self.hosts)]
         return PeerPolicy(self.config.allow_peers, own, self.hosts, range(self.config.min_port, self.config.max_port + 1))
 
