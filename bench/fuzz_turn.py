@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -319,7 +320,8 @@ def search_by_coverage(search: Search, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, program in enumerate(known):
             (Path(folder) / str(number)).write_bytes(program)
-        options = [f"-seed={seed}", f"-max_len={LONGEST}", "-timeout=20", "-rss_limit_mb=1024", "-verbosity=0", "-len_control=0", folder]
+        limits = ["-timeout=1200", "-rss_limit_mb=1024"]  # a busy machine may let a program wait, but no program may make memory grow
+        options = [f"-seed={seed}", f"-max_len={LONGEST}", f"-artifact_prefix={FOUND}/", "-verbosity=0", "-len_control=0", *limits, folder]
         atheris.Setup([sys.argv[0], *options], search.one, custom_mutator=mutate)
         atheris.Fuzz()
 
@@ -347,11 +349,19 @@ def has_atheris() -> bool:
 # The run
 
 
+def _stop(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+    sys.exit(143)
+
+
 def run(seconds: float, seed: int, workers: int) -> tuple[Counter[str], list[dict[str, Any]], float]:
     """What all workers saw, what they found, and the CPU seconds they used."""
     FOUND.mkdir(parents=True, exist_ok=True)
     tally: Counter[str] = Counter()
-    findings, cpu_s, processes = [], 0.0, []
+    findings, cpu_s = [], 0.0
+    processes: list[subprocess.Popen[str]] = []
+    signal.signal(signal.SIGTERM, lambda *_: _stop(processes))
     for number in range(workers):
         command = [sys.executable, "-m", "bench.fuzz_turn", "--work", "--seconds", str(seconds / workers), "--seed", str(seed + number)]
         log = (FOUND / f"worker{number}.log").open("wb")
@@ -359,8 +369,8 @@ def run(seconds: float, seed: int, workers: int) -> tuple[Counter[str], list[dic
         log.close()
     for number, process in enumerate(processes):
         said = process.communicate()[0].strip().splitlines()
-        if not said:
-            findings.append({"error": f"worker {number} ended with {process.returncode}; see {FOUND / f'worker{number}.log'}"})
+        if not said or not said[-1].startswith("{"):
+            findings.append({"error": f"worker {number} ended with {process.returncode}; see {FOUND / f'worker{number}.log'}", "seed": seed + number})
             continue
         told = json.loads(said[-1])
         tally, cpu_s = tally + Counter(told["tally"]), cpu_s + told["cpu_s"]
@@ -384,7 +394,9 @@ def show(tally: Counter[str], findings: list[dict[str, Any]], cpu_s: float, seed
     for who, outcomes in groups.items():
         print(f"  {who:18} {', '.join(outcomes)}")
     for finding in findings:
-        print(f"FOUND {finding['error']} (seed {finding.get('seed')})\n  python -m bench.fuzz_turn --replay {finding.get('program')}")
+        print(f"FOUND {finding['error']} (seed {finding['seed']})")
+        if "program" in finding:
+            print(f"  python -m bench.fuzz_turn --replay {finding['program']}")
     print(f"{len(findings)} findings")
 
 
