@@ -30,7 +30,7 @@ $(STAMP)/infra: $(STAMP)/python
 	@touch $@
 
 $(STAMP)/system: | $(STAMP)/python
-	@$(BIN)/python -m local.system chromium turnserver redis-server aplay
+	@$(BIN)/python -m local.system chromium firefox-esr certutil turnserver redis-server aplay gcc
 	@touch $@
 
 $(STAMP)/web: clients/web/package-lock.json $(wildcard clients/web/src/*.ts) $(wildcard clients/web/demo/*) | $(STAMP)/python
@@ -47,9 +47,13 @@ $(STAMP)/speech: | $(STAMP)/python
 	@command -v espeak-ng > /dev/null || $(BIN)/python -m local.system aplay || true  # the call itself says what is missing when nothing can speak
 	@touch $@
 
+$(STAMP)/fast: media_fleet/datapath/fast.c media_fleet/datapath/fast.h | $(STAMP)/python
+	@$(BIN)/python -m media_fleet.datapath.build
+	@touch $@
+
 setup: $(STAMP)/python  ## make .venv with everything the product needs on a laptop
 
-run: setup $(STAMP)/demo $(STAMP)/speech  ## the whole product on this laptop, one real call made; ONCE=1 ends after the call
+run: setup $(STAMP)/demo $(STAMP)/speech $(STAMP)/fast  ## the whole product on this laptop, one real call made; ONCE=1 ends after the call
 	@$(BIN)/python -m local $(if $(ONCE),--once)
 
 lint: setup  ## style, import rules, types
@@ -64,7 +68,7 @@ check: setup  ## lint, and unit and contract tests beside the types
 format: setup  ## let ruff rewrite the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-test: $(STAMP)/python $(STAMP)/infra $(STAMP)/system $(STAMP)/web  ## every test but the end-to-end ones
+test: $(STAMP)/python $(STAMP)/infra $(STAMP)/system $(STAMP)/web $(STAMP)/fast  ## every test but the end-to-end ones
 	@cd clients/web && npm test --silent
 	@mkdir -p build && : > build/test.log && : > build/fuzz_turn.log
 	@nice -n 10 $(BIN)/python -m bench.fuzz_turn --seconds $(FUZZ_S) --workers 1 > build/fuzz_turn.log 2>&1 & fuzz=$$!; \
@@ -84,10 +88,10 @@ test-python-%:
 	build/pythons/$*/bin/python -m pip install --quiet -c constraints.txt -e 'clients/python[call]' -e '.[test]'; \
 	build/pythons/$*/bin/pytest tests/unit tests/contract
 
-e2e: $(STAMP)/python $(STAMP)/system $(STAMP)/web  ## real calls: the whole product, a real browser, killed services
+e2e: $(STAMP)/python $(STAMP)/system $(STAMP)/web $(STAMP)/fast  ## real calls: the whole product, a real browser, killed services
 	@$(BIN)/pytest tests/e2e tests/chaos
 
-bench: $(STAMP)/python $(STAMP)/system  ## side-by-side measurements, each prints a table
+bench: $(STAMP)/python $(STAMP)/system $(STAMP)/fast  ## side-by-side measurements, each prints a table
 	@$(BIN)/python -m bench
 
 synth: $(STAMP)/infra  ## the templates of all presets, looked at by cdk-nag and cfn-lint

@@ -168,3 +168,39 @@ return redis.call('PEXPIREAT', KEYS[1], math.floor(last[2]) + 1000)
 def hub_jobs(hub: str) -> str:
     """Channel, not a key: the jobs of one hub. Owner: the event hub."""
     return f"hg:{{hub/{hub}}}:jobs"
+
+
+RELAY_LEASES = "hg:{relays}:leases"
+"""Sorted set: node -> end of its lease, milliseconds of the server's clock. Owner: the registry of relays. Expires with its last lease."""
+
+RELAY_NODES = "hg:{relays}:nodes"
+"""Hash: node -> JSON of what it says of itself. Owner: the registry of relays. Expires with its last lease."""
+
+BEAT_RELAY = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. now)) do redis.call('HDEL', KEYS[2], ended) end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. now)
+local last = math.floor(redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]) + 1000
+redis.call('PEXPIREAT', KEYS[1], last)
+return redis.call('PEXPIREAT', KEYS[2], last)
+"""
+
+LIVE_RELAYS = """
+local time = redis.call('TIME')
+local live = redis.call('ZRANGEBYSCORE', KEYS[1], time[1] * 1000 + math.floor(time[2] / 1000), '+inf')
+if #live == 0 then return {} end
+return redis.call('HMGET', KEYS[2], unpack(live))
+"""
+
+REMOVE_RELAY = """
+redis.call('ZREM', KEYS[1], ARGV[1])
+return redis.call('HDEL', KEYS[2], ARGV[1])
+"""
+
+
+def relay_tenant(account_id: str) -> str:
+    """Text: the tenant of an account that was given relay credentials, whose user name does not say it. Owner: relay credentials. Lives as long as they."""
+    return f"hg:{{relay/{account_id}}}:tenant"

@@ -116,6 +116,17 @@ COLLECTIONS: Final[dict[str, Collection]] = {
         "A tenant's chain grows at one end and is read in order: ranges keep neighbours together and let the old part move to another shard.",
         unique=(("tenant_id", "seq"),),
     ),
+    "relay_usage": Collection(
+        {
+            **dict.fromkeys(("tenant_id", "account_id", "device_id", "allocation_id", "node_id", "relayed_address"), _TEXT),
+            **dict.fromkeys(("from_client_bytes", "to_client_bytes", "from_client_packets", "to_client_packets"), _WHOLE),
+            **dict.fromkeys(("started_at_ms", "updated_at_ms"), _WHOLE),
+        },
+        ("tenant_id", "account_id"),
+        "Usage is written and summed account by account; a tenant's sum asks only the shards that hold the tenant.",
+        unique=(("tenant_id", "account_id", "allocation_id"),),
+        plain=(("tenant_id", "started_at_ms"),),
+    ),
     "room_live": Collection(
         {"tenant_id": _TEXT, "room_id": _TEXT, "connection_id": _TEXT},
         ("tenant_id", "room_id"),

@@ -1,5 +1,5 @@
-"""`heliograph-admin migrate | verify | add-account | add-provider | link-identity | add-service | revoke | rotate-keys | rotate-secret | redrive`: what an
-operator does.
+"""`heliograph-admin migrate | verify | add-account | add-provider | link-identity | add-service | revoke | rotate-keys | rotate-secret | redrive |
+relay-usage | restore-relay-usage`: what an operator does.
 
 MongoDB's URI comes from Secrets Manager (`--mongodb-secret`) or from HELIOGRAPH_MONGODB_URI; a password is read from standard input. Neither stands in argv.
 """
@@ -19,7 +19,7 @@ from adapters.ledger_mongo import Ledger
 from adapters.passwords_argon2 import hashed
 from adapters.secrets_aws import read_secret
 from adapters.settings import now_ms, random_bytes
-from admin import identity, sessions
+from admin import identity, relay_usage, sessions
 from heliograph.auth import PEOPLE
 from heliograph.errors import Unavailable
 from heliograph.ids import new_id
@@ -45,6 +45,7 @@ def command_line() -> argparse.ArgumentParser:
     account.add_argument("--role", choices=PEOPLE, default="member")
     identity.register(commands)
     sessions.register(commands)
+    relay_usage.register(commands)
     redrive = commands.add_parser("redrive", help="put the messages of a dead-letter queue back into the queue they came from")
     redrive.add_argument("--dead-letter-queue-url", required=True)
     redrive.add_argument("--queue-url", required=True)
@@ -66,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
         return _verify(database, options.tenant)
     if options.command == "revoke":
         return _print(sessions.revoke(database, options))
+    if options.command in ("relay-usage", "restore-relay-usage"):
+        return _relay_usage(database, options)
     if (code := identity.run(options, database)) is not None:
         return code
     return _add_account(database, options)
@@ -96,6 +99,14 @@ def _rotate_secret(options: argparse.Namespace) -> int:
     try:
         return _print(sessions.rotate_secret(options.secret, forget_previous=options.forget_previous))
     except ValueError as refused:
+        print(refused, file=sys.stderr)
+        return 1
+
+
+def _relay_usage(database: Any, options: argparse.Namespace) -> int:
+    try:
+        return _print(relay_usage.run(options, database))
+    except (ValueError, OSError) as refused:
         print(refused, file=sys.stderr)
         return 1
 

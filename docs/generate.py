@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Generated from the code by `python docs/generate.py`; change it there. -->\n"
@@ -12,14 +13,10 @@ NOTE = "<!-- Generated from the code by `python docs/generate.py`; change it the
 
 def settings_page() -> str:
     """What a deployment chooses: the functions' environment, and the context of the CDK app."""
-    from adapters.settings import PREFIX, Settings
+    from adapters.settings import Settings
     from infra.cdk import context
+    from media_fleet.settings import NodeSettings
 
-    table = ["| variable | default | what it is |", "|---|---|---|"]
-    table += [
-        f"| `{PREFIX}{item.name.upper()}` | {'required' if item.default is MISSING else _code(item.default)} | {_cell(item.metadata['doc'])} |"
-        for item in fields(Settings)
-    ]
     asked = ["| context setting | default | what it is |", "|---|---|---|"]
     docs = {item.name: item.metadata["doc"] for item in fields(Settings)}
     asked += [f"| `{context.PREFIX}{name}` | {_asked(name, value)} | {_cell(docs[name])} |" for name, value in context.asked().items()]
@@ -35,7 +32,12 @@ def settings_page() -> str:
             "The functions read their environment once, at the start. An unknown or a missing setting stops the start with one sentence.",
             "On the laptop `make run` sets all of them; in AWS the stacks do.",
             "",
-            *table,
+            *_variables(Settings),
+            "",
+            "## A node of the media fleet",
+            "`python -m media_fleet node` reads these; `python -m media_fleet hub` those of the hub. Beside them AWS_REGION and, outside of ECS, keys of AWS.",
+            "",
+            *_variables(NodeSettings),
             "",
             "## What a deployment is asked for",
             "Given to the CDK as `-c name=value`. `heliograph:preset` chooses a column of the first table, `dev` where it is left out; every choice may be",
@@ -51,6 +53,21 @@ def settings_page() -> str:
             "",
         ]
     )
+
+
+def _variables(kind: type[Any]) -> list[str]:
+    """A table of environment variables, the required ones first."""
+    from adapters.settings import PREFIX
+
+    listed = sorted(fields(kind), key=lambda item: item.default is not MISSING)
+    return [
+        "| variable | default | what it is |",
+        "|---|---|---|",
+        *(
+            f"| `{PREFIX}{item.name.upper()}` | {'required' if item.default is MISSING else _code(item.default)} | {_cell(item.metadata['doc'])} |"
+            for item in listed
+        ),
+    ]
 
 
 def errors_page() -> str:

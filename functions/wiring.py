@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from adapters.push_fcm import Fcm
     from adapters.pushes_mongo import Pushes
     from adapters.queues_sqs import Queue
+    from adapters.relays_redis import Relays
     from adapters.rooms_mongo import Rooms
     from adapters.sessions_mongo import Sessions
     from adapters.streams_mongo import Streams
@@ -111,6 +112,13 @@ def hubs() -> Hubs:
     from adapters.hub_redis import Hubs
 
     return Hubs(redis(), is_cluster=settings().redis_mode == "cluster")
+
+
+@cache
+def relays() -> Relays:
+    from adapters.relays_redis import Relays
+
+    return Relays(redis())
 
 
 @cache

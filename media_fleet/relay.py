@@ -1,33 +1,68 @@
-"""The shell of the TURN server: one listener socket, one socket per allocation, one timer. It decides nothing; `media_fleet.turn` does.
+"""The shell of the TURN server: listeners, one socket per relayed address, one timer. It decides nothing; `media_fleet.turn` does.
 
-uvloop runs it where it is installed, asyncio otherwise.
+Clients come by UDP (`media_fleet.datapath` reads and forwards) and by TCP and TLS (`media_fleet.streams`). uvloop runs it where it is installed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
+from heliograph.relays import turn_urls
+from media_fleet.datapath import compiled
+from media_fleet.datapath.outside import OutsidePath
+from media_fleet.datapath.paths import DataPath, DataPathName
+from media_fleet.datapath.python import RECVERR, RECVERR6, UDP, PythonPath
 from media_fleet.log import log
+from media_fleet.readings import NETWORK, AllocationUsage, RelayReading
 from media_fleet.stats import serve_stats
-from media_fleet.stun import Address
-from media_fleet.turn import CloseRelay, Credentials, Effect, Forward, OpenRelay, PeerPolicy, SendToClient, SendToPeer, TurnServer, TurnSettings, Usage
-from media_fleet.turn.server import LISTENER
+from media_fleet.streams import TCP, TLS, Streams
+from media_fleet.stun import Address, Icmp
+from media_fleet.tls import TlsFiles
+from media_fleet.turn import (
+    LISTENER,
+    SIBLING,
+    Bind,
+    CloseRelay,
+    Credentials,
+    Effect,
+    Ended,
+    Extend,
+    FiveTuple,
+    Forward,
+    Install,
+    OpenRelays,
+    PeerPolicy,
+    Permit,
+    RelayId,
+    SendToClient,
+    SendToPeer,
+    SendToSibling,
+    Traffic,
+    TurnServer,
+    TurnSettings,
+    Usage,
+    is_ipv6,
+    port_of,
+)
+from media_fleet.turn.connections import StreamLimits
+from media_fleet.turn.settings import UnaskedFamily
 
-UDP = "udp"
-_BATCH = 64  # datagrams read from the listener before others get their turn
-_LARGEST = 65_535
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, and never jumps
+# linux/in.h and linux/in6.h, which Python's socket does not name: the DF bit never, and always
+_MTU_DISCOVER, _MTU_DISCOVER6, _DF_NEVER, _DF_ALWAYS = 10, 23, 0, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +71,16 @@ class RelayConfig:
 
     realm: str
     credentials: Credentials  # media_fleet.turn.static_users or shared_secrets
-    listen: Address = ("127.0.0.1", 3478)
-    relay_address: str | None = None  # the IP that peers reach us at; default: the listener's
+    listen: tuple[Address, ...] = (("127.0.0.1", 3478),)  # UDP
+    listen_tcp: tuple[Address, ...] = ()
+    listen_tls: tuple[Address, ...] = ()
+    tls: TlsFiles | None = None  # needed by `listen_tls`
+    data_path: DataPathName = "auto"  # of UDP clients: `compiled` is refused where its library is missing, `auto` takes Python's instead
+    relay_addresses: tuple[str, ...] = ()  # the IPs that peers reach us at, at most one of each family; default: the UDP listeners' own
+    unasked_family: UnaskedFamily = "ipv4"  # of the relayed address where a client names none; `client` gives it the family that it came by
+    urls: tuple[str, ...] = ()  # at which clients reach it; default: made of relay addresses and listeners
+    tls_name: str = ""  # of the certificate, for turns: URLs that are made
+    no_peers: tuple[Address, ...] = ()  # other services of this node, beside the listeners
     allow_peers: tuple[str, ...] = ()  # CIDRs that override the deny list; for measuring and for one machine only
     stats_listen: Address | None = None  # HTTP endpoint: /healthz, /allocations
     min_port: int = 49_152  # relayed ports, RFC 8656 s7.2
@@ -50,29 +93,53 @@ class RelayConfig:
     max_allocations: int = 8_000
     max_permissions: int = 128  # per allocation
     max_channels: int = 128  # per allocation
+    account_bytes_per_s: int = 4_000_000  # payload of an account, both ways; 0: unlimited
+    unauthenticated_per_s: float = 100.0  # answers to unauthenticated requests of one source; 0: unlimited
+    streams: StreamLimits = field(default_factory=StreamLimits)
     ended_kept: int = 1_000  # usage of ended allocations that is remembered
-    receive_buffer_bytes: int = 4_194_304  # of the listener; the kernel may give less
+    receive_buffer_bytes: int = 4_194_304  # of the UDP listeners; the kernel may give less
     drain_s: float = 0.0  # how long, after SIGTERM, living allocations may go on
+
+    def relay_hosts(self) -> tuple[str, ...]:
+        """ValueError where a relay that listens on every address is not told its own, or has two of a family."""
+        hosts = [ipaddress.ip_address(host) for host in self.relay_addresses or dict.fromkeys(host for host, _ in self.listen)]
+        if any(host.is_unspecified for host in hosts):
+            raise ValueError("A relay that listens on every address needs `relay_addresses`: the IP that peers reach it at.")
+        if len({host.version for host in hosts}) < len(hosts):
+            raise ValueError("A relay has at most one relay address of each family: name it by `relay_addresses`.")
+        return tuple(str(host) for host in hosts)
+
+    def bind_host(self, relay_host: str) -> str:
+        """Where relay sockets of this address are bound: at the listener of its family, because behind an Elastic IP the machine has another address."""
+        return next((host for host, _ in self.listen if (":" in host) == (":" in relay_host)), relay_host)
 
 
 class Relay:
     """A running relay: `async with Relay(config) as relay`."""
 
-    def __init__(self, config: RelayConfig) -> None:
-        host = ipaddress.ip_address(config.relay_address or config.listen[0])
-        if host.is_unspecified:
-            raise ValueError("A relay that listens on every address needs `relay_address`: the IP that peers reach it at.")
-        self.config = config
-        self.address: Address = config.listen
+    def __init__(self, config: RelayConfig, ended: Callable[[AllocationUsage], object] | None = None) -> None:
+        """`ended` is told what each allocation carried when it is over."""
+        self.config, self._tell_ended = config, ended
+        self.hosts = config.relay_hosts()
+        self.addresses: dict[str, list[Address]] = {UDP: [], TCP: [], TLS: []}  # where it listens, once it has started
         self.stats_address: Address | None = None
-        self._relay_host = str(host)
-        self._sockets: dict[int, socket.socket] = {}  # by relay port, and the listener at LISTENER
+        self._bind_hosts = {":" in host: config.bind_host(host) for host in self.hosts}
+        self._listeners: dict[Address, socket.socket] = {}  # UDP
+        self._relays: dict[RelayId, socket.socket] = {}
+        self._installed: dict[RelayId, DataPath] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._stats: asyncio.Server | None = None
         self._emptied = asyncio.Event()
         self._offset_s = time.time_ns() / 1e9 - time.clock_gettime(_CLOCK)
-        self._dropped = self._ended_bytes = 0
+        self._dropped = 0
+        self._ended = Traffic()
+        self._is_open = False
+
+    @property
+    def address(self) -> Address:
+        """Of the first UDP listener."""
+        return self.addresses[UDP][0]
 
     async def __aenter__(self) -> Relay:
         await self.start()
@@ -82,38 +149,80 @@ class Relay:
         await self.close()
 
     async def start(self) -> None:
-        """Opens the listener and the stats endpoint; OSError when an address is taken."""
+        """Opens the listeners and the stats endpoint; CannotListen when an address is taken, ValueError when the TLS files are wrong."""
         self._loop = asyncio.get_running_loop()
-        listener = _udp_socket(self.config.listen)
+        self._streams = Streams(self._on_request, self._on_lost, self.config.streams)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.config.receive_buffer_bytes)
-            self.address = listener.getsockname()[:2]
+            for address in self.config.listen:
+                with _at(UDP, address):
+                    self._listen(address)
+            if self.config.listen_tls and self.config.tls is None:
+                raise ValueError("A TLS listener needs a certificate and its key.")
+            for transport, addresses, tls in ((TCP, self.config.listen_tcp, None), (TLS, self.config.listen_tls, self.config.tls)):
+                for address in addresses:
+                    with _at(transport, address):
+                        self.addresses[transport].append(await self._streams.listen(address, tls))
             if self.config.stats_listen:
-                routes: dict[str, Callable[[], tuple[HTTPStatus, object]]] = {
-                    "/healthz": self._health,
-                    "/allocations": lambda: (HTTPStatus.OK, self.allocations()),
-                }
-                self._stats = await serve_stats(*self.config.stats_listen, routes)
-                self.stats_address = self._stats.sockets[0].getsockname()[:2]
+                with _at(TCP, self.config.stats_listen):
+                    await self._serve_stats(self.config.stats_listen)
+            self._server = TurnServer(self._settings(), self.config.credentials, os.urandom, self._peers())
+            self._python = PythonPath(self._server, self._now, self._forward, self._on_request, self._on_icmp)
+            self._path = self._chosen_path()
         except BaseException:
-            listener.close()
+            for listener in self._listeners.values():
+                listener.close()
+            await self._streams.close()
             raise
-        self._server = TurnServer(self._settings(), self.config.credentials, os.urandom, self._peers())
-        self._sockets[LISTENER] = listener
-        self._is_v6 = listener.family == socket.AF_INET6
-        self._loop.add_reader(listener.fileno(), self._read_clients)
+        for here, listener in self._listeners.items():
+            self._path.listen(listener, here)
+        self._is_open = True
+
+    def _chosen_path(self) -> DataPath:
+        """The data path of UDP clients."""
+        if self.config.data_path == "python":
+            return self._python
+        library = compiled.load()
+        if library is None:
+            if self.config.data_path == "compiled":
+                raise ValueError("The compiled data path is not here: `python -m media_fleet.datapath.build` makes it, with a C compiler.")
+            return self._python
+        return OutsidePath(library, self._server, self._offset_s, self._now, self._forward, self._on_request, self._on_icmp)
+
+    def _listen(self, address: Address) -> None:
+        listener = _udp_socket(address)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.config.receive_buffer_bytes)
+        here: Address = listener.getsockname()[:2]
+        self.addresses[UDP].append(here)
+        self._listeners[here] = listener
+
+    async def _serve_stats(self, address: Address) -> None:
+        routes: dict[str, Callable[[], tuple[HTTPStatus, object]]] = {
+            "/healthz": self._health,
+            "/allocations": lambda: (HTTPStatus.OK, self.allocations()),
+        }
+        self._stats = await serve_stats(*address, routes)
+        self.stats_address = self._stats.sockets[0].getsockname()[:2]
 
     async def close(self) -> None:
         """Ends every allocation and closes every socket."""
-        if LISTENER not in self._sockets:
+        if not self._is_open:
             return
+        self._is_open = False
         self._perform(self._server.end_all(self._now()))
         if self._timer:
             self._timer.cancel()
-        self._close_socket(LISTENER)
+        for here, listener in self._listeners.items():
+            self._path.unlisten(here)
+            listener.close()
+        self._path.stop()
+        await self._streams.close()
         if self._stats:
             self._stats.close()
             await self._stats.wait_closed()
+
+    def reload_tls(self, files: TlsFiles) -> None:
+        """A renewed certificate, for handshakes from now on; ValueError when it is wrong, and then the old one stays."""
+        self._streams.reload(files)
 
     async def drain(self) -> None:
         """Refuses new allocations and waits until the living ones are gone, at most `drain_s`."""
@@ -122,14 +231,47 @@ class Relay:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._emptied.wait(), self.config.drain_s)
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where clients reach it (RFC 7065)."""
+        if self.config.urls:
+            return self.config.urls
+        made: list[str] = []
+        for host in self.hosts:
+            udp, tcp = ([port for at, port in self.addresses[transport] if (":" in at) == (":" in host)] for transport in (UDP, TCP))
+            made += [url for port in udp for url in turn_urls(host, udp=port)] + [url for port in tcp for url in turn_urls(host, tcp=port)]
+        made += [url for _, port in self.addresses[TLS] for url in turn_urls("", tls=port, tls_host=self.config.tls_name)]
+        return tuple(dict.fromkeys(made))
+
     def allocations(self) -> list[dict[str, Any]]:
         """Ended allocations that are remembered, then living ones, as plain data (see `media_fleet.turn.Usage`)."""
         return [asdict(usage) for usage in self._server.allocations()]
 
-    def reading(self) -> dict[str, float]:
-        """What the meters tell (see `media_fleet.meters`); bytes and drops count up since the start."""
-        living = sum(_bytes(usage) for usage in self._server.allocations() if usage.ended_at_ms is None)
-        return {"Allocations": self._server.live, "RelayedBytes": self._ended_bytes + living, "DroppedDatagrams": self._dropped}
+    def living(self) -> Iterator[AllocationUsage]:
+        """What each living allocation carried until it is read here; those that end meanwhile are passed over."""
+        for five_tuple in self._server.five_tuples():
+            if usage := self._server.usage(five_tuple):
+                yield _told(usage, int(self._now() * 1000))
+
+    def reading(self) -> RelayReading:
+        """Of this moment; counters count up since the start."""
+        carried, counts = Traffic(), self._server.counts
+        carried.add(self._ended)
+        for relayed in self._server.traffic():
+            carried.add(relayed)
+        return RelayReading(
+            allocations=self._server.live,
+            capacity=self.config.max_allocations,
+            is_draining=self._server.is_draining,
+            from_client_bytes=carried.from_client_bytes,
+            to_client_bytes=carried.to_client_bytes,
+            from_client_packets=carried.from_client_packets,
+            to_client_packets=carried.to_client_packets,
+            refusals=dict(counts.refusals),
+            auth_failures=counts.auth_failures,
+            dropped={**_sums(path.dropped() for path in {self._path, self._python}), NETWORK: self._dropped, "slow_client": self._streams.dropped},
+            cpu_s=time.process_time(),
+        )
 
     def _health(self) -> tuple[HTTPStatus, object]:
         is_draining = self._server.is_draining
@@ -140,7 +282,8 @@ class Relay:
         config = self.config
         return TurnSettings(
             realm=config.realm,
-            relay_host=self._relay_host,
+            relay_hosts=self.hosts,
+            unasked_family=config.unasked_family,
             default_lifetime_s=config.default_lifetime_s,
             max_lifetime_s=config.max_lifetime_s,
             nonce_lifetime_s=config.nonce_lifetime_s,
@@ -151,93 +294,142 @@ class Relay:
             max_allocations=config.max_allocations,
             max_permissions=config.max_permissions,
             max_channels=config.max_channels,
+            account_bytes_per_s=config.account_bytes_per_s,
+            unauthenticated_per_s=config.unauthenticated_per_s,
             ended_kept=config.ended_kept,
         )
 
     def _peers(self) -> PeerPolicy:
-        """Our listener and our stats endpoint are no peers, under none of their names."""
-        addresses = [self.address] if self.stats_address is None else [self.address, self.stats_address]
-        own = [(host, port) for at, port in addresses for host in (at, self._relay_host)]
-        return PeerPolicy(self.config.allow_peers, own, self._relay_host, range(self.config.min_port, self.config.max_port + 1))
+        """Our listeners and the node's other services are no peers, under none of their names."""
+        addresses = [address for some in self.addresses.values() for address in some]
+        addresses += [*self.config.no_peers, *([self.stats_address] if self.stats_address else [])]
+        own = [(host, port) for at, port in addresses for host in (at, *self.hosts)]
+        return PeerPolicy(self.config.allow_peers, own, self.hosts, range(self.config.min_port, self.config.max_port + 1))
 
     def _now(self) -> float:
         """Unix seconds that never jump: the wall clock at the start, counted on by the machine's own."""
         return time.clock_gettime(_CLOCK) + self._offset_s
 
-    # Datagrams. These two run once per relayed packet.
-
-    def _read_clients(self) -> None:
-        receive, server, here, now = self._sockets[LISTENER].recvfrom, self._server, self.address, self._now()
-        for _ in range(_BATCH):
-            try:
-                data, client = receive(_LARGEST)
-            except OSError:  # nothing more to read
-                return
-            if self._is_v6:
-                client = client[:2]
-            if data and 0x40 <= data[0] <= 0x7F:
-                forward = server.forward(data, (client, here, UDP), now)
-                if forward is not None:
-                    self._forward(forward)
-            else:
-                self._receive(data, client, now)
-
-    def _read_peer(self, port: int, relay: socket.socket) -> None:
-        try:
-            data, peer = relay.recvfrom(_LARGEST)
-        except OSError:
-            return
-        forward = self._server.forward_from_peer(data, port, peer[:2] if self._is_v6 else peer, self._now())
-        if forward is not None:
-            self._forward(forward)
+    # Datagrams. This one runs once per relayed packet.
 
     def _forward(self, forward: Forward) -> None:
+        relay_id, data, to = forward
         try:
-            self._sockets[forward[0]].sendto(forward[1], forward[2])
-        except (OSError, KeyError):  # a full buffer, an unreachable peer: UDP may lose a datagram
+            if relay_id == LISTENER:
+                if to[2] == UDP:
+                    self._listeners[to[1]].sendto(data, to[0])
+                else:
+                    self._streams.send(to, data)  # it counts what it drops
+            elif relay_id == SIBLING:
+                self._to_sibling(data, *to)
+            else:
+                self._relays[relay_id].sendto(data, to)
+        except OSError as error:
+            if error.errno not in _OF_ANOTHER or not self._again(relay_id, data, to):
+                self._dropped += 1
+        except KeyError:
             self._dropped += 1
+
+    def _again(self, relay_id: RelayId, data: bytes, to: Address) -> bool:
+        """The error told of an ICMP message that answers an earlier datagram (udp(7)): this one was not sent."""
+        try:
+            self._relays[relay_id].sendto(data, to)
+        except (OSError, KeyError):
+            return False
+        return True
+
+    def _to_sibling(self, data: bytes, relay_id: RelayId, sender: Address) -> None:
+        self._dropped += 1
 
     # Requests and time
 
-    def _receive(self, data: bytes, client: Address, now: float) -> None:
+    def _on_request(self, data: bytes, five_tuple: FiveTuple) -> None:
+        self._guarded(lambda now: self._server.receive(data, five_tuple, now), five_tuple[0][0])
+
+    def _on_lost(self, five_tuple: FiveTuple) -> None:
+        self._guarded(lambda now: self._server.connection_lost(five_tuple, now), five_tuple[0][0])
+
+    def _on_icmp(self, icmp: Icmp, relay_id: RelayId, peer: Address) -> None:
+        self._guarded(lambda now: self._server.receive_icmp(icmp, relay_id, peer, now), peer[0])
+
+    def _guarded(self, judge: Callable[[float], list[Effect]], host: str) -> None:
         try:
-            self._perform(self._server.receive(data, (client, self.address, UDP), now))
+            self._perform(judge(self._now()))
         except Exception as error:  # the process edge: one bad datagram must not end the relay
-            log("internal", error=repr(error), client=client[0])
+            log("internal", error=repr(error), host=host)
         self._arm()
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, SendToClient):
-                self._forward((LISTENER, effect.data, effect.five_tuple[0]))
-            elif isinstance(effect, SendToPeer):
-                self._forward((effect.port, effect.data, effect.peer))
-            elif isinstance(effect, OpenRelay):
-                self._perform(self._server.relay_opened(effect.five_tuple, self._open_socket(effect.ports), self._now()))
-            elif isinstance(effect, CloseRelay):
-                self._close_socket(effect.port)
-                self._ended_bytes += _bytes(effect.usage)
-                log("allocation_ended", **asdict(effect.usage))
-                if self._server.is_draining and not self._server.live:
-                    self._emptied.set()
+            match effect:
+                case SendToClient():
+                    self._forward((LISTENER, effect.data, effect.five_tuple))
+                case SendToPeer():
+                    self._send_to_peer(effect)
+                case SendToSibling():
+                    self._to_sibling(effect.data, effect.relay_id, effect.sender)
+                case OpenRelays():
+                    self._perform(self._server.relays_opened(effect.five_tuple, self._open_sockets(effect.choices), self._now()))
+                case Install():
+                    self._install(effect)
+                case Extend():
+                    self._installed[effect.relay_id].extend(effect)
+                case Permit():
+                    self._installed[effect.relay_id].permit(effect)
+                case Bind():
+                    self._installed[effect.relay_id].bind(effect)
+                case CloseRelay():
+                    self._close_socket(effect.relay_id)
+                case Ended():
+                    self._end(effect)
 
-    def _open_socket(self, ports: tuple[int, ...]) -> int | None:
-        """Binds the first of these ports that is free."""
-        for port in ports:
+    def _install(self, effect: Install) -> None:
+        relay_id = effect.relayed.relay_id
+        path = self._path if effect.five_tuple[2] == UDP else self._python
+        path.open(self._relays[relay_id], effect)
+        self._installed[relay_id] = path
+        self._streams.keep(effect.five_tuple, True)
+
+    def _end(self, effect: Ended) -> None:
+        self._ended.add(effect.usage)
+        if self._tell_ended:
+            self._tell_ended(_told(effect.usage, int(self._now() * 1000)))
+        self._streams.keep(effect.five_tuple, False)
+        log("allocation_ended", **asdict(effect.usage))
+        if self._server.is_draining and not self._server.live:
+            self._emptied.set()
+
+    def _send_to_peer(self, effect: SendToPeer) -> None:
+        if not effect.dont_fragment:
+            self._forward((effect.relay_id, effect.data, effect.peer))
+            return
+        relay = self._relays[effect.relay_id]
+        _set_dont_fragment(relay, is_ipv6(effect.relay_id), _DF_ALWAYS)
+        self._forward((effect.relay_id, effect.data, effect.peer))
+        _set_dont_fragment(relay, is_ipv6(effect.relay_id), _DF_NEVER)
+
+    def _open_sockets(self, choices: tuple[tuple[RelayId, ...], ...]) -> tuple[RelayId, ...] | None:
+        """Binds the first choice of which every port is free."""
+        for choice in choices:
+            opened: dict[RelayId, socket.socket] = {}
             try:
-                relay = _udp_socket((self.config.listen[0], port))
+                for relay_id in choice:
+                    opened[relay_id] = _udp_socket((self._bind_hosts[is_ipv6(relay_id)], port_of(relay_id)))
+                    _set_dont_fragment(opened[relay_id], is_ipv6(relay_id), _DF_NEVER)
+                    _set_errors(opened[relay_id], is_ipv6(relay_id))
             except OSError as error:
-                log("relay_port_refused", port=port, error=str(error))
+                log("relay_port_refused", ports=[port_of(relay_id) for relay_id in choice], error=str(error))
+                for relay in opened.values():
+                    relay.close()
                 continue
-            self._sockets[port] = relay
-            self._loop.add_reader(relay.fileno(), self._read_peer, port, relay)
-            return port
+            self._relays.update(opened)
+            return choice
         return None
 
-    def _close_socket(self, port: int) -> None:
-        closed = self._sockets.pop(port)
-        self._loop.remove_reader(closed.fileno())
-        closed.close()
+    def _close_socket(self, relay_id: RelayId) -> None:
+        if path := self._installed.pop(relay_id, None):
+            path.close(relay_id)
+        self._relays.pop(relay_id).close()
 
     def _arm(self) -> None:
         """Keeps the one timer at the machine's next deadline."""
@@ -255,8 +447,49 @@ class Relay:
         self._arm()
 
 
-def _bytes(usage: Usage) -> int:
-    return usage.from_client_bytes + usage.to_client_bytes
+_OF_ANOTHER = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE, errno.EPROTO, errno.EACCES)
+
+
+def _set_errors(relay: socket.socket, is_v6: bool) -> None:
+    """ICMP is to be told, by the socket's queue of errors."""
+    relay.setsockopt(*((socket.IPPROTO_IPV6, RECVERR6) if is_v6 else (socket.IPPROTO_IP, RECVERR)), 1)
+
+
+def _set_dont_fragment(relay: socket.socket, is_v6: bool, value: int) -> None:
+    relay.setsockopt(*((socket.IPPROTO_IPV6, _MTU_DISCOVER6) if is_v6 else (socket.IPPROTO_IP, _MTU_DISCOVER)), value)
+
+
+def _told(usage: Usage, at_ms: int) -> AllocationUsage:
+    return AllocationUsage(
+        usage.username,
+        usage.relayed_address,
+        usage.from_client_bytes,
+        usage.to_client_bytes,
+        usage.from_client_packets,
+        usage.to_client_packets,
+        usage.started_at_ms,
+        usage.ended_at_ms or at_ms,
+        usage.ended_at_ms,
+    )
+
+
+def _sums(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in several:
+        total.update(one)
+    return dict(total)
+
+
+class CannotListen(Exception):
+    """An address is taken, or is not this machine's."""
+
+
+@contextmanager
+def _at(transport: str, address: Address) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CannotListen(f"The relay cannot listen on {transport} {_text(address)}: {error.strerror or error}.") from None
 
 
 def _udp_socket(address: Address) -> socket.socket:
@@ -286,16 +519,16 @@ async def run(config: RelayConfig) -> None:
         await relay.close()
 
 
-async def opened(config: RelayConfig) -> Relay:
+async def opened(config: RelayConfig, ended: Callable[[AllocationUsage], object] | None = None) -> Relay:
     """A relay that listens, which it says on stdout; SystemExit when an address is taken."""
     _raise_file_limit()
-    relay = Relay(config)
+    relay = Relay(config, ended)
     try:
         await relay.start()
-    except OSError as error:
-        also = f" and tcp {_text(config.stats_listen)}" if config.stats_listen else ""
-        raise SystemExit(f"The relay cannot listen on udp {_text(config.listen)}{also}: {error.strerror or error}.") from None
-    print(f"relay listening on udp {_text(relay.address)}", flush=True)
+    except (CannotListen, ValueError) as error:
+        raise SystemExit(str(error)) from None
+    listening = (f"{transport} {_text(address)}" for transport, addresses in relay.addresses.items() for address in addresses)
+    print(f"relay listening on {', '.join(listening)}", flush=True)
     return relay
 
 

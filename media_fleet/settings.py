@@ -38,12 +38,20 @@ class NodeSettings(HubSettings):
     """Of a node: a relay, and a hub where the hub's two required settings are there."""
 
     turn_secret_id: str = _setting("Secrets Manager id of {current, previous}: the relay's shared secret.")
-    relay_address: str = _setting("The public IP address of this node, as peers reach it; `auto` asks AWS (EC2 or Fargate).")
-    turn_listen: str = _setting("IP:PORT the relay listens on, UDP.", "0.0.0.0:3478")
+    relay_address: str = _setting("Public IP address of this node, as peers reach it, or an IPv4 and an IPv6 one with a comma; `auto` asks AWS (EC2, Fargate).")
+    turn_listen: str = _setting("IP:PORT the relay listens on, UDP and TCP; several with commas.", "0.0.0.0:3478")
+    turn_listen_tls: str = _setting("IP:PORT the relay listens on, TLS, such as 0.0.0.0:5349,0.0.0.0:443; empty for none.", "")
+    turn_tls_secret_id: str = _setting("Secrets Manager id of {certificate, key}: PEM texts for `turn_listen_tls`, read again when they changed.", "")
+    turn_tls_name: str = _setting("Host name of the certificate, which turns: URLs have; empty: no turns: URL is made.", "")
+    turn_data_path: str = _setting("Who forwards for UDP clients: `compiled`, `python`, or `auto`: compiled where it was built.", "auto")
     turn_realm: str = _setting("Realm of the relay; clients learn it from the relay itself.", "heliograph")
-    stats_listen: str = _setting("IP:PORT of the HTTP endpoint for health and meters; empty for none.", "")
+    turn_urls: str = _setting("Comma-separated turn: and turns: URLs at which clients reach this node; empty: made of its addresses and ports.", "")
+    stats_listen: str = _setting("IP:PORT of the HTTP endpoint: /healthz, /readyz, /metrics, /allocations; empty for none.", "")
     relay_drain_s: str = _setting("How many seconds calls may go on after SIGTERM.", "100")
-    redis_url: str = _setting("redis:// or rediss:// URL of the session store; empty for a node without a hub.", "")
+    mongodb_secret_id: str = _setting("Secrets Manager id of {uri}: a user of MongoDB who may write `relay_usage`; empty for a node that tells no usage.", "")
+    mongodb_database: str = _setting("Database of the ledger.", "heliograph")
+    usage_s: str = _setting("Every how many seconds the ledger is told what living allocations carried: a node that is killed loses so much.", "60")
+    redis_url: str = _setting("redis:// or rediss:// URL of the session store; empty for a node without a hub, which no registry lists.", "")
     connections_url: str = _setting("Base URL of the WebSocket API's @connections, stage included; empty for a node without a hub.", "")
 
 
@@ -82,3 +90,8 @@ def address(text: str, name: str) -> Address:
     if not 0 <= number <= 65_535:
         raise SystemExit(f"{name} must be an IP address and a port, such as 127.0.0.1:3478.")
     return str(ip), number
+
+
+def addresses(text: str, name: str) -> tuple[Address, ...]:
+    """Several of `address`, with commas; none for an empty text."""
+    return tuple(address(part.strip(), name) for part in text.split(",")) if text else ()

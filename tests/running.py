@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from local.system import PACKAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S, STOP_S = 60.0, 20.0
@@ -25,6 +28,13 @@ def wait_until(what: str, holds: Callable[[], Any], timeout_s: float, every_s: f
             raise AssertionError(f"still missing after {timeout_s:g} s: {what}")
         time.sleep(every_s)
     return value
+
+
+def program(name: str) -> str:
+    """The path of a program beside Python; fails with the command that installs it."""
+    found = shutil.which(name)
+    assert found, f"{name} is not installed: apt-get install {PACKAGES[name]} (make test does it)"
+    return found
 
 
 class RunningStack:
@@ -50,10 +60,10 @@ class RunningStack:
 
 
 @contextmanager
-def running_stack(data_dir: Path) -> Iterator[RunningStack]:
+def running_stack(data_dir: Path, *flags: str) -> Iterator[RunningStack]:
     """Starts the product without the scenario; ends it with SIGTERM and expects a clean exit."""
     log = (data_dir / "stack.log").open("wb")
-    command = [sys.executable, "-m", "local", "--no-scenario", "--quiet", "--data", str(data_dir)]
+    command = [sys.executable, "-m", "local", "--no-scenario", "--quiet", "--data", str(data_dir), *flags]
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     stack = RunningStack(data_dir, process)
     try:

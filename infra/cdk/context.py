@@ -128,6 +128,14 @@ OWN: Final = {
     "relay_instance": Choice("t4g.micro", "c7gn.medium", "c7gn.large", "EC2 instance type of a relay.", needs="ec2"),
     "relay_min": Choice("1", "2", "3", "Least number of relays.", whole=True, needs="media"),
     "relay_max": Choice("1", "6", "12", "Most relays; with `relay_entry=address` the same as `relay_min`.", whole=True, needs="media"),
+    "relay_usage": Choice(
+        "false",
+        "true",
+        "true",
+        "`true`: relays tell the ledger what each account sent, as a user of MongoDB of their own, whose URI stands in a secret.",
+        BOOLEANS,
+        needs="media",
+    ),
     "image_uri": _same("", "Image of the media fleet that is there already; empty builds it with CodeBuild.", needs="media"),
     "alarm_email": _same("", "Who gets the alarms; empty makes the topic without a subscriber."),
     "monthly_budget_usd": Choice("45", "500", "1500", "The budget whose forecast raises an alarm, USD a month.", whole=True),
@@ -221,6 +229,11 @@ class Deployment:
     @property
     def makes_media(self) -> bool:
         return self.has("vpc") and self.own["media"] != "none"
+
+    @property
+    def has_relay_usage(self) -> bool:
+        """Whether relays tell the ledger what accounts sent."""
+        return self.makes_media and self.has("relay_usage")
 
     @property
     def makes_atlas(self) -> bool:

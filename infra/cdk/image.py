@@ -52,10 +52,13 @@ _BUILDSPEC: Final = {
 }
 
 
+SOURCES = (".py", ".c", ".h")
+
+
 def stage_context(target: Path) -> Path:
     """Copies what the Dockerfile copies below `target`, sources only, and returns it."""
     sources = [ROOT / name for name in FILES]
-    sources += [source for package in PACKAGES for source in sorted((ROOT / package).rglob("*.py"))]
+    sources += [source for package in PACKAGES for source in sorted((ROOT / package).rglob("*")) if source.suffix in SOURCES]
     for source in sources:
         copy = target / source.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ STATS_PORT: Final = 9478
 MAX_ALLOCATIONS: Final = 8_000  # of one relay: the default of media_fleet.relay.RelayConfig; a test compares the two
 ALLOCATIONS_WANTED: Final = 500  # a relay's share at which the fleet grows: 500 calls of 50 packets a second each way
 CPU_WANTED: Final = 50  # per cent of one core: a relay is one thread
-DRAIN_S: Final = 100  # calls may go on so long after SIGTERM
+DRAIN_S: Final = 100  # calls may go on so long after SIGTERM; the rest of STOP_TIMEOUT is for the last usage
 STOP_TIMEOUT: Final = Duration.seconds(120)  # the longest ECS allows
 DEREGISTRATION: Final = Duration.seconds(300)  # before SIGTERM: flows that are there go on, new ones go elsewhere
 _PUBLIC: Final = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PUBLIC)
@@ -51,7 +51,7 @@ class Media(Stack):
         self.image = FleetImage(self, deployment)
         self.cluster = ecs.Cluster(self, "Cluster", vpc=network.vpc, container_insights_v2=ecs.ContainerInsights.DISABLED)
         acknowledge(
-            self.cluster, "AwsSolutions-ECS4", "Relays tell their own meters, seven metrics in all; Container Insights would bill dozens for each task."
+            self.cluster, "AwsSolutions-ECS4", "Relays tell their own meters, eight metrics in all; Container Insights would bill dozens for each task."
         )
         task = self._fargate_task() if self._is_fargate else self._ec2_task()
         self.service: ecs.BaseService = self._fargate_service(task) if self._is_fargate else self._ec2_service(task)
@@ -130,6 +130,8 @@ class Media(Stack):
             "redis_user": self._state.redis_user,
             "redis_cache": self._state.redis_cache,
             "connections_url": self._api.connections_url,
+            "mongodb_secret_id": self._state.relay_mongodb.ref if self._state.relay_mongodb else "",
+            "mongodb_database": self._deployment.settings["mongodb_database"] if self._state.relay_mongodb else "",
         }
         return {f"HELIOGRAPH_{name.upper()}": value for name, value in values.items() if value}
 
@@ -137,8 +139,9 @@ class Media(Stack):
         api_id = self._api.export_value(self._api.socket.api_id)  # as an import by name, which the acknowledgement must write out
         stage = self.format_arn(service="execute-api", resource=str(api_id), resource_name=self._deployment.stage)
         sockets = [f"{stage}/{method}/@connections/*" for method in ("POST", "DELETE")]
+        secrets = [self._state.secrets["turn_secret"].ref, *([self._state.relay_mongodb.ref] if self._state.relay_mongodb else [])]
         statements = [
-            iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[self._state.secrets["turn_secret"].ref]),
+            iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=secrets),
             iam.PolicyStatement(actions=["execute-api:ManageConnections"], resources=sockets),
         ]
         if self._state.redis_connect_arns:
@@ -316,7 +319,7 @@ class Media(Stack):
             health_check=elbv2.HealthCheck(
                 protocol=elbv2.Protocol.HTTP,
                 port=str(STATS_PORT),
-                path="/healthz",
+                path="/healthz",  # and not /readyz: a target that fails its check loses the flows it has, and those of a draining relay are calls
                 interval=Duration.seconds(10),
                 healthy_threshold_count=2,
                 unhealthy_threshold_count=2,

@@ -47,10 +47,15 @@ SECRETS: Final = (
     SecretSpec("turn_secret", "turn_secret_id", "turn", "{current, previous}: the relay's shared secret.", generated='{"previous": null}'),
     SecretSpec("origin_secret", "origin_secret_id", "origin", "{current, previous}: what CloudFront adds to a request.", generated='{"previous": null}'),
 )
+RELAY_MONGODB: Final = "relay-mongodb"  # no function's: relays alone read it
+_RELAY_MONGODB_FORM: Final = "{uri}: the ledger's connection string, of a user who may read and write the collection relay_usage and nothing else."
 
 
 class State(Stack):
-    """What outlives a deployment of the functions. `redis_user` and `redis_cache` are empty where nobody signs in by IAM."""
+    """What outlives a deployment of the functions. `redis_user` and `redis_cache` are empty where nobody signs in by IAM.
+
+    `relay_mongodb` is None where relays tell no usage.
+    """
 
     def __init__(self, scope: Construct, deployment: Deployment, network: Network | None) -> None:
         name = f"heliograph-{deployment.stage}-state"
@@ -65,8 +70,9 @@ class State(Stack):
         self.queues = {queue.name: self._queue(queue) for function in FUNCTIONS for queue in function.routes if isinstance(queue, Queue)}
         self.ledger = Ledger(self, deployment, network) if deployment.makes_atlas and network is not None else None
         self.secrets: dict[Resource, secretsmanager.CfnSecret] = {
-            spec.resource: self._secret(spec) for spec in SECRETS if spec.resource != "origin_secret" or deployment.has_edge
+            spec.resource: self._secret(spec.name, spec.form, spec.generated) for spec in SECRETS if spec.resource != "origin_secret" or deployment.has_edge
         }
+        self.relay_mongodb = self._secret(RELAY_MONGODB, _RELAY_MONGODB_FORM) if deployment.has_relay_usage else None
         self.redis_url, self.redis_user, self.redis_cache = deployment.settings["redis_url"], "", ""
         self.redis_connect_arns: list[str] = []
         if network is not None and deployment.makes_redis:
@@ -122,18 +128,18 @@ class State(Stack):
             encryption=sqs.QueueEncryption.SQS_MANAGED,
         )
 
-    def _secret(self, spec: SecretSpec) -> secretsmanager.CfnSecret:
+    def _secret(self, name: str, form: str, template: str | None = None) -> secretsmanager.CfnSecret:
         """The plain resource: the convenient one would fill every secret with a random text, which reads as a broken key, not as a missing one."""
         generated = secretsmanager.CfnSecret.GenerateSecretStringProperty(
-            secret_string_template=spec.generated, generate_string_key="current", password_length=48, exclude_punctuation=True
+            secret_string_template=template, generate_string_key="current", password_length=48, exclude_punctuation=True
         )
         secret = secretsmanager.CfnSecret(
             self,
-            f"secret-{spec.name}",
-            name=f"heliograph/{self._stage}/{spec.name}",
-            description=spec.form,
-            generate_secret_string=generated if spec.generated else None,
-            secret_string=self.ledger.secret_string if self.ledger is not None and spec.resource == "mongo_uri" else None,
+            f"secret-{name}",
+            name=f"heliograph/{self._stage}/{name}",
+            description=form,
+            generate_secret_string=generated if template else None,
+            secret_string=self.ledger.secret_strings.get(name) if self.ledger is not None else None,
         )
         secret.cfn_options.deletion_policy = secret.cfn_options.update_replace_policy = CfnDeletionPolicy.RETAIN
         reason = "Its issuer rotates it (MongoDB, Google), or heliograph-admin does: relays, functions and CloudFront must know both values for a while."

@@ -1,6 +1,6 @@
 """The stack that watches: alarms with their topic, the dashboard, the budget. An alarm says what is wrong and which section of the runbook to open.
 
-Everything is told by metrics that AWS makes anyway and by the fleet's own seven, so watching costs alarms only: CloudWatch bills each metric of an
+Everything is told by metrics that AWS makes anyway and by the fleet's own eight, so watching costs alarms only: CloudWatch bills each metric of an
 alarm, and joins by metric math are no cheaper. So in `dev` one alarm watches the functions of the whole Region, and elsewhere each function is watched.
 """
 
@@ -185,6 +185,9 @@ class Watch(Stack):
         self._alarm("no-hub", "no-hub-has-a-lease", says, media.metric("HubHasLease", "Maximum"), 1, _UNDER, periods=5)
         says = f"A hub has over {HUB_BACKLOG} posts waiting; at twice as many it drops presence."
         self._alarm("hub-backlog", "the-hub-does-not-keep-up", says, media.metric("HubBacklog", "Maximum"), HUB_BACKLOG, periods=3)
+        if self._deployment.has_relay_usage:
+            says = "Relays could not write what accounts sent to the ledger in time: it stands in their log only."
+            self._alarm("usage-logged", "usage-is-only-in-the-log", says, media.metric("UsageLogged", "Sum"), 0)
         if media.target_group is not None:
             sick = media.target_group.metrics.un_healthy_host_count(period=_MINUTE, statistic="Maximum")
             self._alarm("relays-unhealthy", "the-load-balancer-sees-no-relay", "The load balancer gets no healthy answer of a relay.", sick, 0, periods=10)
@@ -242,6 +245,8 @@ class Watch(Stack):
             _graph("Hub, waiting", [media.metric("HubBacklog", "Maximum")]),
             _graph("Hubs with a lease", [media.metric("HubHasLease", "Sum")]),
         )
+        if self._deployment.has_relay_usage:
+            board.add_widgets(_graph("Usage that only the log has", [media.metric("UsageLogged", "Sum")]))
 
     def _add_budget(self) -> None:
         """Of the account: costs can be told apart by tag only where somebody has made the tags known to billing."""

@@ -97,6 +97,27 @@ def _unpack_error(data: bytes, transaction_id: bytes) -> ErrorCode:
     return ErrorCode((data[2] & 7) * 100 + data[3], _unpack_text(data[4:], transaction_id))
 
 
+class AddressError(NamedTuple):
+    """ADDRESS-ERROR-CODE: why an address of this family was not allocated (RFC 8656 s18.12)."""
+
+    family: int
+    code: int
+    reason: str
+
+
+def _unpack_address_error(data: bytes, transaction_id: bytes) -> AddressError:
+    code, reason = _unpack_error(data, transaction_id)
+    return AddressError(data[0], code, reason)
+
+
+class Icmp(NamedTuple):
+    """ICMP: what came back for a datagram that was sent to a peer (RFC 8656 s18.13); `data` is an MTU or 0."""
+
+    type: int
+    code: int
+    data: int
+
+
 def _unpack_types(data: bytes, transaction_id: bytes) -> tuple[int, ...]:
     if len(data) % 2:
         raise Malformed("A list of attribute types has an odd length.")
@@ -127,6 +148,15 @@ _TYPES: tuple[Callable[[tuple[int, ...], bytes], bytes], Callable[[bytes, bytes]
     _unpack_types,
 )
 
+_ADDRESS_ERROR: tuple[Callable[[AddressError, bytes], bytes], Callable[[bytes, bytes], AddressError]] = (
+    lambda value, _: bytes((value.family, 0, value.code // 100, value.code % 100)) + value.reason.encode(),
+    _unpack_address_error,
+)
+_ICMP: tuple[Callable[[Icmp, bytes], bytes], Callable[[bytes, bytes], Icmp]] = (
+    lambda value, _: struct.pack("!xxBBI", *value),
+    lambda data, _: Icmp(*struct.unpack("!xxBBI", _exactly(data, 8))),
+)
+
 MAPPED_ADDRESS = _row(0x0001, "MAPPED-ADDRESS", _PLAIN)
 USERNAME = _row(0x0006, "USERNAME", _TEXT)
 MESSAGE_INTEGRITY = _row(0x0008, "MESSAGE-INTEGRITY", _opaque(20))
@@ -148,6 +178,8 @@ RESERVATION_TOKEN = _row(0x0022, "RESERVATION-TOKEN", _opaque(8))
 PRIORITY = _row(0x0024, "PRIORITY", _number(4))
 USE_CANDIDATE = _row(0x0025, "USE-CANDIDATE", _opaque(0))
 ADDITIONAL_ADDRESS_FAMILY = _row(0x8000, "ADDITIONAL-ADDRESS-FAMILY", _number(1, 3))
+ADDRESS_ERROR_CODE = _row(0x8001, "ADDRESS-ERROR-CODE", _ADDRESS_ERROR)
+ICMP = _row(0x8004, "ICMP", _ICMP)
 SOFTWARE = _row(0x8022, "SOFTWARE", _TEXT)
 ALTERNATE_SERVER = _row(0x8023, "ALTERNATE-SERVER", _PLAIN)
 FINGERPRINT = _row(0x8028, "FINGERPRINT", _number(4))

@@ -64,20 +64,20 @@ _REMEMBERED = 4096
 class PeerPolicy:
     """`allowed` CIDRs override the deny list; `own` addresses (listener, stats) are refused whatever is allowed.
 
-    The relay's own address is allowed for its relay `ports` only, so that two clients of one relay reach each other and nothing else on the host.
+    The relay's own addresses are allowed for its relay `ports` only, so that two clients of one relay reach each other and nothing else on the host.
     """
 
-    def __init__(self, allowed: Collection[str] = (), own: Collection[Address] = (), relay_host: str = "", ports: range = range(0)) -> None:
+    def __init__(self, allowed: Collection[str] = (), own: Collection[Address] = (), relay_hosts: Collection[str] = (), ports: range = range(0)) -> None:
         self._allowed: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in allowed)
         self._own = frozenset(own)
         self._own_ports = frozenset(port for _, port in own)
-        self._relay_host, self._ports = relay_host, ports
+        self._relay_hosts, self._ports = frozenset(relay_hosts), ports
         self._verdicts: dict[str, tuple[bool, bool]] = {}
 
     def allows_ip(self, host: str) -> bool:
         """For CreatePermission, which knows no port (RFC 8656 s9)."""
         is_reachable, is_allowed = self._verdict(host)
-        return is_reachable or is_allowed or host == self._relay_host
+        return is_reachable or is_allowed or host in self._relay_hosts
 
     def allows(self, peer: Address) -> bool:
         """For ChannelBind and Send."""
@@ -85,7 +85,7 @@ class PeerPolicy:
         is_reachable, is_allowed = self._verdict(host)
         if port == 0 or peer in self._own or (port in self._own_ports and ipaddress.ip_address(host).is_loopback):
             return False
-        if host == self._relay_host and not is_allowed:
+        if host in self._relay_hosts and not is_allowed:
             return port in self._ports
         return is_reachable or is_allowed
 

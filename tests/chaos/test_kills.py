@@ -46,10 +46,10 @@ async def full_call(stack: RunningStack) -> Kept:
         await asyncio.gather(ana.join(room_id), ben.join(room_id))
         ack = await ana.send_text(room_id, "acknowledged before the kill")
         calling = await ana.call(room_id, ben.session.account_id, "relay", ice_servers=await ana.ice_servers())
-        answered = await (await ben.incoming_call(timeout_s=10)).answer(ice_policy="relay", ice_servers=await ben.ice_servers())
+        answered = await (await ben.incoming_call(timeout_s=30)).answer(ice_policy="relay", ice_servers=await ben.ice_servers())
         await asyncio.gather(calling.connected(), answered.connected())
         assert (calling.selected_path() or {})["local"] == "relay"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not answered.sink.frames:  # noqa: ASYNC110 - the sink has no event
                 await asyncio.sleep(0.05)
         await calling.hangup()

@@ -39,7 +39,7 @@ class OwnRedis:
     async def start(self) -> None:
         """Up, and empty."""
         self._process = subprocess.Popen(self._argv, stdout=subprocess.DEVNULL)  # noqa: ASYNC220 - returns at once
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     return await ping_redis(self.port)

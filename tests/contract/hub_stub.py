@@ -126,7 +126,7 @@ def fill_room(client: Any, tenant_id: str, room_id: str, connection_ids: Sequenc
     client.hset(keys.room_live(tenant_id, room_id), mapping=entries)
 
 
-async def until(what: str, holds: Callable[[], Any], timeout_s: float = 5.0) -> Any:
+async def until(what: str, holds: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     """The first true value; fails with a sentence that says what is still missing."""
     end_s = asyncio.get_running_loop().time() + timeout_s
     while not (value := holds()):
@@ -136,7 +136,7 @@ async def until(what: str, holds: Callable[[], Any], timeout_s: float = 5.0) -> 
     return value
 
 
-async def leased(hub: Hub, timeout_s: float = 5.0) -> Hub:
+async def leased(hub: Hub, timeout_s: float = 30.0) -> Hub:
     await until("the hub's lease", lambda: hub.has_lease, timeout_s)
     return hub
 

@@ -36,6 +36,7 @@ DOCUMENT: Final = document("https://abc.execute-api.eu-west-1.amazonaws.com/dev"
 ACTIONS: Final = {route.key for _, route in socket_routes() if not route.key.startswith("$")}
 GOLDEN: Final = {name: json.loads((ROOT / f"clients/protocol/{name}_frames.json").read_text()) for name in ("client", "server")}
 RELAYED: Final[set[str]] = set(get_args(Action))  # under their own names
+OF_RELAYS: Final = {"relay_draining"}  # posted by the media fleet
 PASSED_ON: Final = {"e['event']", "effect.event", "name"}  # read back from the stream; relayed; the one line of _event itself
 FIELDS: Final = {  # object -> (required fields, all fields that we use)
     "document": ({"asyncapi", "info"}, {"defaultContentType", "servers", "channels", "operations", "components"}),
@@ -157,7 +158,7 @@ def test_every_action_of_the_route_table_is_sent_and_answered() -> None:
 
 
 def test_every_event_that_the_code_makes_has_a_shape_and_every_shape_an_event() -> None:
-    made = RELAYED | {name for folder in ("functions", "heliograph") for path in (ROOT / folder).rglob("*.py") for name in events_made_in(path)}
+    made = RELAYED | OF_RELAYS | {name for folder in ("functions", "heliograph") for path in (ROOT / folder).rglob("*.py") for name in events_made_in(path)}
     assert made == set(EVENTS)
     assert {name.removeprefix("receive_") for name, each in DOCUMENT["operations"].items() if each["action"] == "receive"} == made
 
@@ -228,7 +229,7 @@ def test_a_refusal_fits_unless_its_code_is_of_a_newer_server(frame: JsonObject) 
 
 @pytest.fixture(scope="module")
 def emitted(stores: Stores) -> list[JsonObject]:
-    """What sockets are sent by the real handlers, with real stores and a stub of AWS: a story in which every event but `media` (S3) happens."""
+    """What sockets are sent by the real handlers, with real stores and a stub of AWS: a story with every event but `media` (S3) and those of relays."""
     with world(stores.redis_url, stores.mongodb_uri) as made, as_function(made):
         ana, ben, room_id, context = made.ana, made.ben, made.room_id, SimpleNamespace(function_name="signal", aws_request_id="r")
 
@@ -260,7 +261,7 @@ def emitted(stores: Stores) -> list[JsonObject]:
 
 
 def test_what_the_handlers_emit_fits_the_document_and_the_shapes(emitted: list[JsonObject]) -> None:
-    assert {frame["event"] for frame in emitted} == set(EVENTS) - {"media"}
+    assert {frame["event"] for frame in emitted} == set(EVENTS) - {"media"} - OF_RELAYS
     for frame in emitted:
         assert fits(f"{frame['event']}_event", frame), frame
         assert set(SHAPES[EVENTS[frame["event"]].body].check(frame["body"], "body")) == set(frame["body"]), "a field is missing in the shape"

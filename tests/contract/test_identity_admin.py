@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
-import ipaddress
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -15,8 +13,6 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -32,6 +28,7 @@ from heliograph.identities import Provider, Subject
 from heliograph.ids import new_id
 from heliograph.ledger import first_broken
 from local.identity_stub import AUDIENCE, IdentityStub, SigningKey
+from tests.certificates import make_certificates
 
 ISSUER = "https://login.example"
 
@@ -71,27 +68,10 @@ async def admin(database: Any, capsys: pytest.CaptureFixture[str], *argv: str) -
 @pytest.fixture
 async def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[IdentityStub]:
     """A provider behind TLS, its certificate trusted as the machine's others are."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    public, private = tmp_path / "tls.pem", tmp_path / "tls.key"
-    public.write_bytes(certificate.public_bytes(Encoding.PEM))
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    certificates = make_certificates(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(public, private)
+    tls.load_cert_chain(certificates.chain, certificates.key)
     stub = IdentityStub()
     await stub.start(tls=tls)
     yield stub

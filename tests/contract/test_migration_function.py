@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import http.server
-import ipaddress
 import json
 import os
 import secrets
@@ -19,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pymongo import MongoClient
 
 from adapters import custom_resource
 from adapters.custom_resource import Answer, NotAnswered
 from functions.routes import FUNCTIONS, Function
 from local.lambdas import FunctionError, Lambdas
+from tests.certificates import make_certificates
 from tests.conftest import Stores
 from tests.contract.secrets_stub import Secrets, secrets_stub
 from tests.performance.test_import_budgets import OURS, loaded_by
@@ -234,30 +229,17 @@ def test_only_https_is_answered(cloud: CloudFormation, url: str | None) -> None:
 
 
 def test_over_tls_the_certificate_counts(cloud: CloudFormation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    certificate = own_certificate(tmp_path)
+    made = make_certificates(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    context.load_cert_chain(made.chain, made.key)
     cloud.socket = context.wrap_socket(cloud.socket, server_side=True)
     event = cloud.event()
     event["ResponseURL"] = event["ResponseURL"].replace("http:", "https:")
     with pytest.raises(NotAnswered, match="SSLCertVerificationError"):
         custom_resource.put(event, Answer(), 1)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.authority))
     custom_resource.put(event, Answer(), 10)
     assert cloud.taken[0]["Status"] == "SUCCESS"
-
-
-def own_certificate(folder: Path) -> Path:
-    """Of 127.0.0.1, signed by itself; the key stands beside it."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")])
-    now, address = datetime.datetime.now(datetime.UTC), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
-    builder = builder.not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(hours=1))
-    made = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False).sign(key, hashes.SHA256())
-    path = folder / "own.pem"
-    path.write_bytes(made.public_bytes(Encoding.PEM))
-    path.with_suffix(".key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return path
 
 
 # --- what it is not

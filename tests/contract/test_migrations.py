@@ -32,6 +32,7 @@ from adapters.rooms_mongo import Rooms
 from adapters.sessions_mongo import Sessions
 from adapters.settings import now_ms
 from adapters.streams_mongo import Streams
+from adapters.usage_mongo import RelayUsage
 from heliograph.identities import Provider, Subject
 from heliograph.links import Media
 from heliograph.messages import Event
@@ -40,6 +41,7 @@ from heliograph.rooms import Participant, new_room
 from heliograph.sessions import SECRET_BYTES, begun
 from tests.conftest import Stores
 from tests.contract.mongos_stub import mongos
+from tests.contract.test_usage_mongo import record
 from tests.mongo_with_login import MongoWithLogin, mongo_with_login
 from tests.running import ROOT, wait_until
 
@@ -151,6 +153,7 @@ def test_on_a_mongos_every_collection_is_sharded_after_its_indexes() -> None:
         {"shardCollection": "heliograph.room_events", "key": {"tenant_id": 1, "room_id": 1}},
         {"shardCollection": "heliograph.media", "key": {"tenant_id": 1, "media_id": 1}},
         {"shardCollection": "heliograph.ledger", "key": {"tenant_id": 1, "seq": 1}},
+        {"shardCollection": "heliograph.relay_usage", "key": {"tenant_id": 1, "account_id": 1}},
         {"shardCollection": "heliograph.room_live", "key": {"tenant_id": 1, "room_id": 1}},
         {"shardCollection": "heliograph.used_tickets", "key": {"tenant_id": 1, "account_id": 1}},
         {"shardCollection": "heliograph.pushes", "key": {"tenant_id": 1, "notification_id": 1}},
@@ -260,6 +263,7 @@ def test_adapters_write_the_versions_of_the_table(database: Any, redis_server: A
     Ledger(database).record(tenant_id, now, "test", "me", "it", {})
     SpareLive(database).enter(tenant_id, "room_1", Participant("c1=", "acc_1", "dev_1"), now)
     OneUse(database).take(tenant_id, "acc_1", "jti", 60, now)
+    RelayUsage(database).put([record(tenant_id, "a", 1)])
     Pushes(database).settle(tenant_id, "ntf", "dev_1", "delivered", "", now)
     once(database.idempotency, tenant_id, "key", {}, SimpleNamespace(get_remaining_time_in_millis=lambda: 5_000), lambda: {"ok": 1})
     written = {each: {document["schema_version"] for document in database[each].find({"tenant_id": tenant_id})} for each in COLLECTIONS}

@@ -67,7 +67,7 @@ class World:
         return [record["body"] for event in self.events for record in event["Records"]]
 
     async def until(self, what: str, holds: Callable[[], bool]) -> None:
-        for _ in range(250):
+        for _ in range(1500):
             if await asyncio.to_thread(holds):
                 return
             await asyncio.sleep(0.02)

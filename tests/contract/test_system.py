@@ -29,4 +29,12 @@ def test_a_machine_with_npm_keeps_its_own(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_missing_programs_are_named_by_their_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert system.missing(["turnserver", "chromium"]) == ["coturn", "chromium"]
+    assert system.missing(["turnserver", "certutil", "chromium"]) == ["coturn", "libnss3-tools", "chromium"]
+
+
+def test_programs_that_are_there_are_not_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in system.PACKAGES:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert system.missing(list(system.PACKAGES)) == []

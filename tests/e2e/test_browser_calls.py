@@ -25,6 +25,7 @@ from heliograph_client.opus import SAMPLE_RATE, PcmSource
 from local import demo, voice
 from local.shaped_link import ShapedLink
 from tests.e2e.browser import AS_RECORDED, chromium, faults, find_chromium, served, write_microphone
+from tests.integration.clients import until
 from tests.running import ROOT, RunningStack
 
 pytestmark = pytest.mark.browser
@@ -64,8 +65,40 @@ async ([room_id, audio]) => {
 """
 NARROW = """
 async (port) => {
-  const servers = await client.iceServers();
-  client.iceServers = async () => [{ ...servers.find((server) => server.username), urls: [`turn:127.0.0.1:${port}?transport=udp`] }];
+  const fetched = await client.fetchIceServers();
+  const relay = fetched.servers.find((server) => server.username);
+  client.fetchIceServers = async () => ({ ...fetched, servers: [{ ...relay, urls: [`turn:127.0.0.1:${port}?transport=udp`] }] });
+}
+"""
+KEEP_CONNECTIONS = """
+() => {
+  window.connections = [];
+  window.RTCPeerConnection = class extends RTCPeerConnection {
+    constructor(configuration) {
+      super(configuration);
+      connections.push(this);
+    }
+  };
+}
+"""
+PACKETS_LOST = """
+async () => [...(await connections[0].getStats()).values()].filter((row) => row.type === "inbound-rtp").map((row) => row.packetsLost)
+"""
+REFUSE_AN_OFFER = """
+async () => {
+  const { HeliographError } = await import("/dist/heliograph.js");
+  client.request = async (action, ...rest) => {
+    if (action !== "offer") return Object.getPrototypeOf(client).request.call(client, action, ...rest);
+    delete client.request;
+    throw new HeliographError("glare", "The other side has offered too.");
+  };
+}
+"""
+FORTY_MS = """
+async () => {
+  const rung = structuredClone(call.rungs.at(-1));
+  rung.audio.ptime_ms = 40;
+  await call.handle({ kind: "event", event: "rung", body: rung });
 }
 """
 OPEN = """
@@ -205,18 +238,30 @@ async def test_speech_from_chromium_reaches_the_python_client_and_back(
 ) -> None:
     page = await opened(browser, f"{origin}/blank")
     heard = faults(page)
+    await page.evaluate(KEEP_CONNECTIONS)
     ana_id = await page.evaluate(SIGN_IN, [stack.endpoints(), stack.user("ana")])
     async with python_client(stack, "ben") as ben:
         room_id = make_id("room")
         await ben.create_room("Chromium meets Python", [ana_id], room_id)
         await ben.join(room_id)
-        before = await relayed_bytes(stack, ana_id)
+        before, began_ms = await relayed_bytes(stack, ana_id), now_ms()
         calling = asyncio.create_task(page.evaluate(CALL, [room_id, ben.session.account_id, AS_RECORDED]))
-        incoming = await ben.incoming_call(timeout_s=10)
+        incoming = await ben.incoming_call(timeout_s=30)
         answered = await incoming.answer(ice_policy="relay", source=PcmSource(voice.to_pcm(voice.speech(1))))
         connected, _ = await asyncio.gather(calling, answered.connected())
         assert connected["path"] == answered.selected_path() == {"local": "relay", "remote": "relay", "protocol": "udp"}
-        await asyncio.sleep(LEAD_S + SPEECH_S + TAIL_S)
+        await asyncio.sleep(LEAD_S + 0.5)
+        await page.evaluate("() => call.restart()")  # amid speech
+        await asyncio.sleep(2)
+        answered.restart()
+        await asyncio.sleep(SPEECH_S + TAIL_S - 2.5)
+        assert (await page.evaluate("() => call.restarts"), answered.restarts) == (["asked", "peer"], ["peer", "asked"])
+        assert ((await page.evaluate("() => call.selectedPath()"))["local"], (answered.selected_path() or {})["local"]) == ("relay", "relay")
+        assert len(answered._paths._open) == 1, "nothing comes by the paths before"
+        assert await page.evaluate(PACKETS_LOST) == [0], "nor is one of the Python client's"
+        rows = [row for row in await relay_rows(stack) if ana_id in row["username"] and row["started_at_ms"] >= began_ms]
+        note(request, browsers_allocations=[(row["username"].split(":")[0], row["ended_at_ms"] and row["ended_at_ms"] - row["started_at_ms"]) for row in rows])
+        assert len({row["username"] for row in rows}) >= 2, "fresh credentials"
         totals, rungs, max_bitrate_bps = await page.evaluate("async () => [await call.totals(), call.rungs, call.maxBitrateBps]")
         assert totals["receivedPackets"] > 300
         assert totals["receivedEnergy"] > 0.01, "the page received packets, but silence"
@@ -224,18 +269,25 @@ async def test_speech_from_chromium_reaches_the_python_client_and_back(
         assert max_bitrate_bps == rungs[-1]["audio"]["bitrate_bps"], "the browser's encoder follows the decision board"
         assert await relayed_bytes(stack, ana_id) > before + totals["sentBytes"] / 2
         await page.evaluate("() => call.hangup()")
-        assert await asyncio.wait_for(answered.ended(), 5) == "hangup"
+        assert await asyncio.wait_for(answered.ended(), 30) == "hangup"
     pesq_wb = await asyncio.to_thread(voice.score, speech(), voice.from_pcm(answered.sink.pcm()))
     note(request, connect_ms=connected["ms"], pesq_wb=round(pesq_wb, 3), lost=answered.sink.reorder.lost)
     assert pesq_wb >= LEAST_PESQ
+    assert (answered.sink.reorder.lost, answered.sink.reorder.late) == (0, 0), "two restarts, and no packet of the browser is missing"
     assert heard == []
 
 
 async def test_a_call_from_the_python_client_is_answered_in_chromium(
-    stack: RunningStack, browser: Browser, origin: str, request: pytest.FixtureRequest
+    stack: RunningStack, talkative: Browser, origin: str, request: pytest.FixtureRequest
 ) -> None:
-    page = await opened(browser, f"{origin}/blank")
-    heard = faults(page)
+    page = await opened(talkative, f"{origin}/blank")
+    heard, sockets = faults(page), list[WebSocketRoute]()
+
+    def pass_through(socket: WebSocketRoute) -> None:
+        socket.connect_to_server()
+        sockets.append(socket)
+
+    await page.route_web_socket(re.compile(".*"), pass_through)
     ana_id = await page.evaluate(SIGN_IN, [stack.endpoints(), stack.user("ana")])
     async with python_client(stack, "ben") as ben:
         room = await ben.create_room("Python meets Chromium", [ana_id])
@@ -244,13 +296,70 @@ async def test_a_call_from_the_python_client_is_answered_in_chromium(
         call = await ben.call(room["room_id"], ana_id, "relay", source=PcmSource(voice.to_pcm(voice.speech(1))))
         connected, _ = await asyncio.gather(page.evaluate("() => answered"), call.connected())
         assert connected["path"] == call.selected_path() == {"local": "relay", "remote": "relay", "protocol": "udp"}
-        await asyncio.sleep(2)
-        assert call.sink.frames
+        await page.wait_for_function("() => call.rungs.length > 0")
+
+        async def both_hear() -> None:
+            ours, theirs = len(call.sink.frames), (await page.evaluate("() => call.totals()"))["receivedPackets"]
+            await until(lambda: len(call.sink.frames) > ours + 20, "the browser's speech")
+            await page.wait_for_function("(before) => call.totals().then((totals) => totals.receivedPackets > before + 10)", arg=theirs)
+
+        await both_hear()
         assert (await page.evaluate("() => call.totals()"))["receivedEnergy"] > 0.001
+
+        await page.evaluate(REFUSE_AN_OFFER)
+        await page.evaluate("() => call.restart()")  # refused: rolled back, and made anew after a pause
+        await page.wait_for_function("() => !Object.hasOwn(client, 'request')")
+        await page.evaluate(FORTY_MS)
+        await both_hear()
+        assert call.restarts == []
+        await page.wait_for_function("() => call.restarts.length > 0", timeout=20_000)
+        await until(lambda: call.restarts == ["peer"], "the Python client on the new path")
+        await both_hear()
+        assert {frame.samples for frame in call.sink.frames[-10:]} == {1_920}, "what the rung asked for outlives the rollback and the restart"
+
+        call.restart()
+        await page.evaluate("() => call.restart()")  # both at once: one of them gives way
+        await page.wait_for_function("() => call.restarts.length > 1", timeout=20_000)
+        await until(lambda: len(call.restarts) > 1, "the restart of the Python client")
+        await both_hear()
+
+        drained = {"relay_hosts": [stack.endpoints()["relay"]["host"]], "ends_at_ms": now_ms() + 1_000}
+        for body in ({"relay_hosts": 7}, {"relay_hosts": ["203.0.113.7"], "ends_at_ms": 1}, drained):
+            sockets[0].send(json.dumps({"event": "relay_draining", "at_ms": now_ms(), "trace_id": "0" * 32, "body": body}))
+        await page.wait_for_function("() => call.restarts.includes('draining')", timeout=20_000)
+        await both_hear()
+        assert await page.evaluate("() => call.state") == "connected"
+        note(request, connect_ms=connected["ms"], restarts=(await page.evaluate("() => call.restarts"), call.restarts), late=call.sink.reorder.late)
+        assert call.sink.reorder.lost == 0
         await call.hangup()
         assert await page.evaluate("() => call.ended") == "hangup"
-    note(request, connect_ms=connected["ms"])
-    assert heard == []
+    assert len(heard) == 1, heard
+    assert "a relay_draining event could not be read" in heard[0]
+
+
+async def test_two_pages_move_to_another_path_both_at_once_and_one_after_the_other(
+    stack: RunningStack, talkative: Browser, origin: str, request: pytest.FixtureRequest
+) -> None:
+    ana, ben = [await opened(talkative, f"{origin}/blank") for _ in range(2)]
+    heard = [faults(ana), faults(ben)]
+    for page in (ana, ben):
+        await page.evaluate(KEEP_CONNECTIONS)
+    ids = [await page.evaluate(SIGN_IN, [stack.endpoints(), stack.user(login)]) for page, login in ((ana, "ana"), (ben, "ben"))]
+    room_id = await ana.evaluate("async (other) => (await client.createRoom('Pages', [other])).room_id", ids[1])
+    await ben.evaluate(ANSWER_WHAT_COMES, [room_id, AS_RECORDED])
+    await asyncio.gather(ana.evaluate(CALL, [room_id, ids[1], AS_RECORDED]), ben.evaluate("() => answered"))
+    for asking in ((ana,), (ben,), (ana, ben)):
+        before = [await page.evaluate("() => call.restarts.length") for page in (ana, ben)]
+        await asyncio.gather(*(page.evaluate("() => call.restart()") for page in asking))
+        for page, count in zip((ana, ben), before, strict=True):
+            await page.wait_for_function("(count) => call.restarts.length > count", arg=count, timeout=20_000)
+            received = (await page.evaluate("() => call.totals()"))["receivedPackets"]
+            await page.wait_for_function("(before) => call.totals().then((totals) => totals.receivedPackets > before + 20)", arg=received)
+    assert [(await page.evaluate("() => call.selectedPath()"))["local"] for page in (ana, ben)] == ["relay", "relay"]
+    note(request, restarts=[await page.evaluate("() => call.restarts") for page in (ana, ben)])
+    assert [await page.evaluate(PACKETS_LOST) for page in (ana, ben)] == [[0], [0]]
+    await ana.evaluate("() => call.hangup()")
+    assert heard == [[], []]
 
 
 async def test_on_a_narrow_link_the_browser_is_told_a_lower_rung_and_obeys(
@@ -264,7 +373,7 @@ async def test_on_a_narrow_link_the_browser_is_told_a_lower_rung_and_obeys(
         await page.evaluate(NARROW, link.address[1])
         room = await ben.create_room("A narrow link", [ana_id])
         calling = asyncio.create_task(page.evaluate(CALL, [room["room_id"], ben.session.account_id, AS_RECORDED]))
-        answered = await (await ben.incoming_call(timeout_s=10)).answer(ice_policy="relay")
+        answered = await (await ben.incoming_call(timeout_s=30)).answer(ice_policy="relay")
         await asyncio.gather(calling, answered.connected())
         await page.wait_for_function("() => call.rungs.length > 0")
         before = await page.evaluate("() => call.rungs.at(-1).rung")
@@ -286,6 +395,17 @@ async def test_on_a_narrow_link_the_browser_is_told_a_lower_rung_and_obeys(
         )
         assert sum(frame.samples for frame in frames) > 1.5 * SAMPLE_RATE, "speech goes on"
         assert answered.sink.reorder.lost - lost <= 3, "the lower rung fits the link"
+
+        await page.evaluate("() => { delete client.fetchIceServers; }")  # fresh servers name the relay itself
+        link.shape.loss, asked_ms = 1.0, now_ms()
+        await page.wait_for_function("() => call.restarts.length > 0", timeout=30_000)
+        await until(lambda: bool(answered.restarts), "the restart of the Python client")
+        heard_before = len(answered.sink.frames)
+        await until(lambda: len(answered.sink.frames) > heard_before + 10, "speech on the other path")
+        note(request, another_path_after_ms=now_ms() - asked_ms, restarts=(await page.evaluate("() => call.restarts"), answered.restarts))
+        await page.wait_for_function("() => call.state === 'connected'")
+        frames = answered.sink.frames[-10:]
+        assert {frame.samples for frame in frames} <= {48 * rung["audio"]["ptime_ms"] for rung in await page.evaluate("() => call.rungs")}
         await page.evaluate("() => call.hangup()")
     assert heard == []
 

@@ -70,7 +70,7 @@ async def talking(*, wire: type[Wire] = Wire, **options: Any) -> AsyncIterator[t
         await asyncio.gather(ana.connected(), ben.connected())
         yield ana, ben
         await ana.hangup()
-        assert await asyncio.wait_for(ben.ended(), 5) == "hangup"
+        assert await asyncio.wait_for(ben.ended(), 30) == "hangup"
     finally:
         for task in deliveries:
             task.cancel()

@@ -18,7 +18,13 @@ from tests.infra.presets import text
 from tests.infra.test_stacks import alias_of, lambdas
 
 VERSION = "0f8fad5b-d9cb-469f-a165-70867728950e"
-CHOSEN = {"reserved_concurrency": "signal=50, authorizer=20, timers=10", "origin_secret_version": VERSION, "mongodb": "atlas", "atlas_project_id": "0" * 24}
+CHOSEN = {
+    "reserved_concurrency": "signal=50, authorizer=20, timers=10",
+    "origin_secret_version": VERSION,
+    "mongodb": "atlas",
+    "atlas_project_id": "0" * 24,
+    "relay_usage": "true",
+}
 ABROAD = {"region": "eu-west-1"}
 
 

@@ -68,11 +68,22 @@ def test_what_is_uploaded_runs_a_node(tmp_path: Path) -> None:
     """Nothing of ours is missing: every module that the image runs is imported from the upload alone."""
     stage_context(tmp_path)
     code = (
-        "import media_fleet.__main__, media_fleet.hub, media_fleet.public_address, adapters.secrets_aws, adapters.aws_credentials as last; print(last.__file__)"
+        "import media_fleet.__main__, media_fleet.node, media_fleet.public_address, adapters.secrets_aws, "
+        "adapters.aws_credentials as last; print(last.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(tmp_path)
+
+
+def test_what_is_uploaded_has_the_compiled_data_path_in_source_and_the_image_compiles_it(tmp_path: Path) -> None:
+    stage_context(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "media_fleet.datapath.build", "--required"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "media_fleet/datapath/fast.so").is_file()
+    assert any("media_fleet.datapath.build --required" in " ".join(line) for line in words("RUN"))
 
 
 def test_every_library_of_the_image_is_pinned() -> None:
@@ -85,7 +96,7 @@ def test_every_library_of_the_image_is_pinned() -> None:
             continue
         found.add(name_of(requirement.name))
         waiting += [Requirement(line) for line in distribution(requirement.name).requires or []]
-    assert {"uvloop", "redis", "aiohttp", "yarl"} <= found
+    assert {"uvloop", "redis", "aiohttp", "yarl", "pymongo", "prometheus-client"} <= found
     assert found <= pins
     (install,) = [line for line in LINES if "install --only-binary" in line]
     assert "--constraint constraints.txt" in install

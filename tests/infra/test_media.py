@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from media_fleet import meters
+from media_fleet.node import FINISH_S
 from media_fleet.settings import NodeSettings, load
 from tests.infra.conftest import Synthesise
 from tests.infra.presets import Presets, Properties, Template, most_allocations, text
@@ -52,6 +53,13 @@ def test_no_environment_holds_a_secret_only_its_name(media: Template) -> None:
     assert environment(media)["HELIOGRAPH_TURN_SECRET_ID"].startswith("${heliograph-test-state:ExportsOutputRefsecretturn")
 
 
+def test_relays_tell_usage_where_it_is_chosen_and_know_the_name_of_their_own_secret_only(presets: Presets) -> None:
+    settings = load(environment(presets["prod"]["media"]))
+    assert settings.mongodb_secret_id.startswith("${heliograph-test-state:ExportsOutputRefsecretrelaymongodb")
+    assert settings.mongodb_database == "heliograph"
+    assert load(environment(presets["dev"]["media"])).mongodb_secret_id == ""
+
+
 def test_the_container_may_do_as_little_as_can_be(media: Template) -> None:
     made = container(media)
     assert (made["ReadonlyRootFilesystem"], made["User"], made.get("Privileged", False)) == (True, "10001:10001", False)
@@ -60,7 +68,7 @@ def test_the_container_may_do_as_little_as_can_be(media: Template) -> None:
 
 
 def test_calls_may_end_before_ecs_kills_the_task(media: Template) -> None:
-    assert float(environment(media)["HELIOGRAPH_RELAY_DRAIN_S"]) < container(media)["StopTimeout"] <= 120  # ECS's most
+    assert float(environment(media)["HELIOGRAPH_RELAY_DRAIN_S"]) + FINISH_S < container(media)["StopTimeout"] <= 120  # ECS's most
 
 
 def test_a_socket_for_each_allocation_fits_into_the_files_a_task_may_open(media: Template) -> None:
@@ -83,8 +91,8 @@ def test_a_relay_may_read_its_secret_post_to_sockets_and_sign_in_to_the_session_
     for name in ("dev", "prod"):
         rights = presets[name]["media"].role("TaskRole")
         assert set(rights) == {"secretsmanager:GetSecretValue", "execute-api:ManageConnections", "elasticache:Connect"}
-        ((secret, _),) = rights["secretsmanager:GetSecretValue"]
-        assert secret.startswith("${heliograph-test-state:ExportsOutputRefsecretturn")
+        secrets = [secret.partition("ExportsOutputRef")[2] for secret, _ in rights["secretsmanager:GetSecretValue"]]
+        assert [re.sub(r"[0-9A-F]{8}.*", "", secret) for secret in secrets] == ["secretturn", *(["secretrelaymongodb"] if name == "prod" else [])]
         assert {found.split("/test/")[1] for found, _ in rights["execute-api:ManageConnections"]} == {"POST/@connections/*", "DELETE/@connections/*"}
         assert {found.rpartition(":")[0].rpartition(":")[2] for found, _ in rights["elasticache:Connect"]} == {"serverlesscache", "user"}
         assert all(found.endswith(":heliograph-test") for found, _ in rights["elasticache:Connect"])

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from adapters.migrations_mongo import COLLECTIONS
 from adapters.redis_client import ACCESS
 from functions.routes import FUNCTIONS
 from tests.infra.conftest import Synthesise, Synthesised
+from tests.infra.test_edge import CHOSEN
 from tests.infra.test_network import WITH_ATLAS, some_environment
 
 
@@ -112,3 +114,27 @@ def test_the_atlas_password_is_in_no_template(deployed: Synthesise) -> None:
     (user,) = made.of_type("MongoDB::Atlas::DatabaseUser", "state").values()
     assert "{{resolve:secretsmanager:" in json.dumps(user["Password"])
     assert {role["DatabaseName"] for role in user["Roles"]} == {"heliograph"}
+
+
+def test_relays_are_a_user_of_atlas_of_their_own_who_may_write_one_collection(deployed: Synthesise) -> None:
+    made = deployed("dev", **CHOSEN)
+    users = {item["Username"]: item for item in made.of_type("MongoDB::Atlas::DatabaseUser", "state").values()}
+    assert set(users) == {"heliograph", "heliograph-relay"}
+    assert users["heliograph-relay"]["Roles"] == [{"RoleName": "readWrite", "DatabaseName": "heliograph", "CollectionName": "relay_usage"}]
+    assert "relay_usage" in COLLECTIONS
+    assert users["heliograph-relay"]["Password"] != users["heliograph"]["Password"]
+    secrets = {item["Name"]: json.dumps(item.get("SecretString")) for item in made.of_type("AWS::SecretsManager::Secret", "state").values()}
+    assert "mongodb+srv://heliograph-relay:" in secrets["heliograph/test/relay-mongodb"]
+    assert "mongodb+srv://heliograph:" in secrets["heliograph/test/mongodb"]
+    (group,) = [item for item in made.of_type("AWS::EC2::SecurityGroup", "state").values() if "ledger" in item["GroupDescription"]]
+    rules = [*group.get("SecurityGroupIngress", []), *made.of_type("AWS::EC2::SecurityGroupIngress", "state").values()]
+    assert len(rules) == 2  # functions and relays
+    assert {"Functions" in json.dumps(rule) for rule in rules} == {True, False}
+    assert {"Relays" in json.dumps(rule) for rule in rules} == {True, False}
+
+
+def test_where_relays_tell_no_usage_there_is_neither_their_secret_nor_their_user(deployed: Synthesise) -> None:
+    names = {item["Name"] for item in deployed("dev").of_type("AWS::SecretsManager::Secret", "state").values()}
+    assert "heliograph/test/relay-mongodb" not in names
+    made = deployed("dev", **WITH_ATLAS)
+    assert len(made.of_type("MongoDB::Atlas::DatabaseUser", "state")) == 1

@@ -160,13 +160,20 @@ def test_the_session_store_rings_before_it_is_full(presets: Presets) -> None:
         assert (found["redis-evicts"]["MetricName"], found["redis-throttles"]["MetricName"]) == ("Evictions", "ThrottledCmds")
 
 
-def test_relays_and_hubs_are_watched_by_what_they_tell(watch: Template) -> None:
+def test_relays_and_hubs_are_watched_by_what_they_tell(watch: Template, presets: Presets) -> None:
     told = [item for alarm in alarms(watch).values() for item in metrics(alarm) if item["Namespace"] == meters.NAMESPACE]
-    assert {item["MetricName"] for item in told} == {"Allocations", "HubHasLease", "HubBacklog"}
+    usage = {"UsageLogged"} if watch == presets["prod"]["watch"] else set()
+    assert {item["MetricName"] for item in told} == {"Allocations", "HubHasLease", "HubBacklog"} | usage
     assert {item["MetricName"] for item in told} <= set(meters.METRICS)
     assert all(item["Dimensions"] == [{"Name": meters.DIMENSION, "Value": "test"}] for item in told)
     silent = alarms(watch)["no-relay"]
     assert (silent["Statistic"], silent["Threshold"], silent["ComparisonOperator"]) == ("SampleCount", 1, "LessThanThreshold")
+
+
+def test_usage_that_only_the_log_has_rings_at_once_where_relays_tell_usage(presets: Presets) -> None:
+    assert "usage-logged" not in alarms(presets["dev"]["watch"])
+    found = alarms(presets["prod"]["watch"])["usage-logged"]
+    assert (found["Statistic"], found["Threshold"], found["ComparisonOperator"], found["EvaluationPeriods"]) == ("Sum", 0, "GreaterThanThreshold", 1)
 
 
 def test_a_load_balancer_that_sees_no_relay_rings_and_so_does_a_missing_one_of_several(presets: Presets) -> None:
@@ -224,7 +231,7 @@ def test_the_dashboard_shows_connections_errors_latency_queues_relays_and_the_st
     shown = json.dumps(widgets)
     for name in ("ConnectCount", "MessageCount", "5xx", "IntegrationError", "Latency", "Duration", "ApproximateAgeOfOldestMessage", "BytesUsedForCache"):
         assert f'"{name}"' in shown, name
-    assert {name for name in meters.METRICS if f'"{name}"' in shown} == set(meters.METRICS)
+    assert {name for name in meters.METRICS if f'"{name}"' in shown} == set(meters.METRICS) - (set() if "usage-logged" in alarms(watch) else {"UsageLogged"})
     (errors,) = [widget for widget in widgets if widget["properties"]["title"] == "Errors of functions"]
     assert len(errors["properties"]["metrics"]) == len(FUNCTIONS)
     (status,) = [widget for widget in widgets if widget["type"] == "alarm"]

@@ -19,7 +19,9 @@ import pytest
 from adapters import aws_json
 from adapters.ledger_mongo import Ledger
 from adapters.secrets_aws import read_secret_now
+from adapters.usage_mongo import RelayUsage
 from tests.conftest import Stores
+from tests.contract.test_usage_mongo import BEGUN_MS, record
 from tests.integration.test_sessions_stack import Sessions, closing, own_stack, person_of
 from tests.running import ROOT, RunningStack
 
@@ -51,6 +53,36 @@ def test_an_account_is_made_once_and_with_a_password_worth_the_name(mongo: dict[
     code, out, _ = admin(*argv, environment=mongo, stdin="long enough for us\n")
     assert (code, json.loads(out)["role"]) == (0, "admin")
     assert admin(*argv, environment=mongo, stdin="long enough for us\n")[0] == 1
+
+
+def test_usage_of_relays_is_summed_by_account_and_what_was_only_logged_can_be_put_back(
+    mongo: dict[str, str], database: Any, tenant_id: str, tmp_path: Path
+) -> None:
+    RelayUsage(database).put([record(tenant_id, "a", 3)])
+    lost = record(tenant_id, "b", 4, account_id="acc_2", ended_at_ms=BEGUN_MS + 60_000)
+    lines = ["2030-03-17T18:46:40 relay/1 " + json.dumps({"at_ms": 1, "event": "usage_not_stored", "why": "no room", **lost}), '{"event": "allocation_ended"}']
+    file = tmp_path / "lines.txt"
+    file.write_text("\n".join(lines))
+    for _ in range(2):
+        code, out, err = admin("restore-relay-usage", "--lines", str(file), environment=mongo)
+        assert (code, json.loads(out or "{}")) == (0, {"restored": 1}), err
+    asked = ("relay-usage", "--tenant", tenant_id, "--since", "2030-03-17")
+    code, out, err = admin(*asked, "--until", "2030-03-18", environment=mongo)
+    assert (code, err) == (0, "")
+    assert [(each["account_id"], each["from_client_packets"]) for each in json.loads(out)["accounts"]] == [("acc_2", 4), ("acc_1", 3)]
+    assert json.loads(admin(*asked, "--until", "2030-03-17", environment=mongo)[1])["accounts"] == []
+    assert len(json.loads(admin(*asked, "--until", "2030-03-18", "--account", "acc_1", environment=mongo)[1])["accounts"]) == 1
+
+
+def test_records_that_no_relay_wrote_are_refused_and_a_day_that_is_none(mongo: dict[str, str], tenant_id: str, tmp_path: Path) -> None:
+    whole, file = record(tenant_id, "a", 1), tmp_path / "lines.txt"
+    lacking = {name: value for name, value in whole.items() if name != "device_id"}
+    for broken, sentence in ((whole | {"node_id": 7}, "The ledger refuses 1 of these records"), (lacking, "One of these records has no device_id.")):
+        file.write_text(json.dumps({"event": "usage_not_stored", **broken}))
+        code, _, err = admin("restore-relay-usage", "--lines", str(file), environment=mongo)
+        assert (code, err.startswith(sentence)) == (1, True), err
+    assert admin("restore-relay-usage", "--lines", str(tmp_path / "none.txt"), environment=mongo)[0] == 1
+    assert admin("relay-usage", "--tenant", tenant_id, "--since", "yesterday", environment=mongo)[0] == 2
 
 
 def test_without_a_place_to_find_mongodb_it_says_what_to_name() -> None:
@@ -111,7 +143,7 @@ async def test_an_operator_signs_a_whole_tenant_out(tmp_path: Path) -> None:
         with aws_of(wire.stack) as environment:
             code, out, err = await asyncio.to_thread(admin, "revoke", "--tenant", "acme", "--timers-queue-url", queue_url, "--all", environment=environment)
         assert (code, json.loads(out or "{}").get("queued")) == (0, 2), err
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await wire.rest("GET", "/v1/rooms", headers=people[1].headers))[0] == 200:  # noqa: ASYNC110 - another process does it
                 await asyncio.sleep(0.1)
         codes = [(await wire.rest("GET", "/v1/rooms", headers=person.headers))[0] for person in people]

@@ -130,7 +130,7 @@ class World(Wire):
         host, port = self.issuer.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(request)
-        head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+        head, _, body = (await asyncio.wait_for(reader.read(), 30)).partition(b"\r\n\r\n")
         writer.close()
         lines = head.decode("latin-1").split("\r\n")
         return answer_of(int(lines[0].split()[1]), body, dict(line.lower().split(": ", 1) for line in lines[1:]))
@@ -165,7 +165,7 @@ class Socket:
     async def closed(self) -> str | None:
         """Waits until the server closes; the reason that it gave."""
         reason = None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for message in self.ws:
                 event = json.loads(message.data)
                 reason = event["body"]["reason"] if event.get("event") == "closed" else reason
@@ -589,7 +589,7 @@ async def monitored(redis_url: str) -> AsyncIterator[list[str]]:
     commands, mark = list[str](), secrets.token_hex(8)
     yield commands
     marking.write(f"ECHO {mark}\r\n".encode())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while mark not in (line := (await reader.readline()).decode("utf-8", "replace")):
             commands.append(line)
     for each in (writer, marking):

@@ -74,7 +74,7 @@ class Wire:
     async def answer(self, ws: aiohttp.ClientWebSocketResponse, text: str, frame_id: str | None) -> Json:
         """The acknowledgement or refusal of a frame; events are passed over."""
         await ws.send_str(text)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 frame: Json = await ws.receive_json()
                 if "event" not in frame and frame.get("re") == frame_id:

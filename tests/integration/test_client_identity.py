@@ -294,7 +294,7 @@ def names(events: list[Event]) -> list[str]:
     return [event.event for event in events]
 
 
-async def until(holds: Callable[[], bool], missing: str, timeout_s: float = 5.0) -> None:
+async def until(holds: Callable[[], bool], missing: str, timeout_s: float = 30.0) -> None:
     try:
         async with asyncio.timeout(timeout_s):
             while not holds():  # noqa: ASYNC110 - what is awaited lives in the server and has no event

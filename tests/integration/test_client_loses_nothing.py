@@ -275,7 +275,7 @@ class Reader:
         assert sorted(self.texts + self.sent) == [(event["offset"], event["body"]["text"]) for event in room.events], "everything, once"
 
 
-async def until(holds: Callable[[], bool], missing: str, timeout_s: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], missing: str, timeout_s: float = 30.0) -> None:
     try:
         async with asyncio.timeout(timeout_s):
             while not holds():  # noqa: ASYNC110 - what is awaited lives in the server and has no event

@@ -106,7 +106,7 @@ async def refuse(frame: Frame, socket: web.WebSocketResponse, code: str, *, retr
     )
 
 
-async def until(holds: Callable[[], bool], missing: str, timeout_s: float = 5.0) -> None:
+async def until(holds: Callable[[], bool], missing: str, timeout_s: float = 30.0) -> None:
     try:
         async with asyncio.timeout(timeout_s):
             while not holds():  # noqa: ASYNC110 - what is awaited lives in the server and has no event
@@ -132,7 +132,7 @@ async def script() -> AsyncIterator[Script]:
 
 
 @contextlib.asynccontextmanager
-async def online(script: Script, timeout_s: float = 5.0) -> AsyncIterator[Client]:
+async def online(script: Script, timeout_s: float = 30.0) -> AsyncIterator[Client]:
     async with Client(script.url, script.url.replace("http", "ws") + "/socket", timeout_s=timeout_s) as client:
         await client.sign_in("acme", "ana", "secret")
         await client.connect()

@@ -6,27 +6,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import aiohttp
+import numpy as np
 import pytest
+from aioice import stun, turn
 
-from bench._running import Running, running
 from heliograph_client import Client, Event, Position, SignedOutError, make_id
-from tests.running import RunningStack
+from heliograph_client.opus import PcmSource
+from local import voice
+from tests.integration.clients import now_s, online, until
+from tests.integration.packets import Conversation
+from tests.running import RunningStack, running_stack
 
-SHORT_LIVED = ("--set", "ACCESS_TOKEN_S=6", "--set", "REAUTH_GRACE_S=6")  # a proof is due after 4 to 5 s and may come 7 s late on a busy machine
+CREDENTIAL_S = 5
+SHORT_LIVED = (
+    *("--set", "ACCESS_TOKEN_S=6", "--set", "REAUTH_GRACE_S=6"),  # a proof is due after 4 to 5 s and may come 7 s late on a busy machine
+    *("--set", f"TURN_CREDENTIAL_S={CREDENTIAL_S}"),
+)
 
 
-@contextlib.asynccontextmanager
-async def online(stack: RunningStack, login: str, **options: Any) -> AsyncIterator[Client]:
-    endpoints, user = stack.endpoints(), stack.user(login)
-    async with Client(endpoints["rest_url"], endpoints["socket_url"], **options) as client:
-        await client.sign_in(user["tenant_id"], user["login"], user["password"])
-        await client.connect()
-        yield client
+@pytest.fixture(scope="module")
+def short_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A product whose tokens and relay credentials live for seconds."""
+    with running_stack(tmp_path_factory.mktemp("short"), *SHORT_LIVED) as stack:
+        yield stack
 
 
 class Reader:
@@ -55,19 +61,6 @@ class Reader:
             assert ack.offset is not None
             self.known.append((ack.offset, text))
             await asyncio.sleep(every_s)
-
-
-def now_s() -> float:
-    return asyncio.get_running_loop().time()
-
-
-async def until(holds: Callable[[], bool], missing: str, timeout_s: float = 15.0) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            while not holds():  # noqa: ASYNC110 - what is awaited lives in another process
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"after {timeout_s:g} s still missing: {missing}")
 
 
 async def stream_of(client: Client, room_id: str) -> list[tuple[int, str]]:
@@ -198,17 +191,8 @@ async def test_a_refresh_whose_answer_is_lost_signs_nobody_out(stack: RunningSta
         await ana.set_presence("busy")
 
 
-@contextlib.asynccontextmanager
-async def user_of(stack: Running, login: str) -> AsyncIterator[Client]:
-    user = next(user for user in stack.endpoints()["users"] if user["login"] == login)
-    async with Client(stack.endpoints()["rest_url"], stack.endpoints()["socket_url"]) as client:
-        await client.sign_in(user["tenant_id"], user["login"], user["password"])
-        await client.connect()
-        yield client
-
-
-async def test_sockets_outlive_their_tokens_and_a_socket_that_does_not_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async with running(tmp_path, *SHORT_LIVED) as stack, user_of(stack, "ana") as ana, user_of(stack, "ben") as ben, user_of(stack, "olga") as olga:
+async def test_sockets_outlive_their_tokens_and_a_socket_that_does_not_comes_back(short_lived: RunningStack, capsys: pytest.CaptureFixture[str]) -> None:
+    async with online(short_lived, "ana") as ana, online(short_lived, "ben") as ben, online(short_lived, "olga") as olga:
         room_id = make_id("room")
         await ana.create_room("Long", [ben.session.account_id], room_id)
         await asyncio.gather(ana.join(room_id), ben.join(room_id))
@@ -242,6 +226,84 @@ async def test_sockets_outlive_their_tokens_and_a_socket_that_does_not_comes_bac
     for reader in readers:
         assert sorted(reader.known) == truth
         assert reader.resets == []
+
+
+# A call that outlives its relay credentials
+
+
+async def allocations(stack: RunningStack, account_id: str, after_ms: int) -> list[dict[str, Any]]:
+    """What the relay says of the account's allocations since then, oldest first."""
+    async with aiohttp.ClientSession() as http, http.get(stack.endpoints()["relay"]["stats_url"]) as answer:
+        rows = await answer.json(content_type=None)
+    found = [row for row in (rows if isinstance(rows, list) else rows["allocations"]) if account_id in row["username"] and row["started_at_ms"] >= after_ms]
+    return sorted(found, key=lambda row: int(row["started_at_ms"]))
+
+
+async def ended(stack: RunningStack, account_id: str, after_ms: int, count: int | None) -> list[dict[str, Any]]:
+    """Those allocations, once the oldest `count` of them (None: all) were given back."""
+    for _ in range(200):
+        rows = await allocations(stack, account_id, after_ms)
+        if all(row["ended_at_ms"] is not None for row in rows[:count]):
+            return rows
+        await asyncio.sleep(0.05)
+    pytest.fail(f"still there after 10 s: {[row for row in rows[:count] if row['ended_at_ms'] is None]}")
+
+
+async def allocate(stack: RunningStack, server: dict[str, Any]) -> str:
+    """What the relay says to a new allocation with these credentials: ok, or the error code."""
+    relay = stack.endpoints()["relay"]
+    try:
+        transport, _ = await turn.create_turn_endpoint(
+            asyncio.DatagramProtocol, (relay["host"], int(relay["port"])), username=server["username"], password=server["credential"]
+        )
+    except stun.TransactionFailed as refusal:
+        return str(refusal.response.attributes["ERROR-CODE"][0])
+    transport.close()
+    return "ok"
+
+
+async def test_a_call_outlives_its_relay_credentials_three_times_without_a_packet_lost(
+    short_lived: RunningStack, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    noise = voice.to_pcm(np.random.default_rng(6).normal(0, 0.1, 60 * voice.SAMPLE_RATE))
+    async with online(short_lived, "ana") as ana, online(short_lived, "ben") as ben:
+        room_id, users = make_id("room"), (ana.session.account_id, ben.session.account_id)
+        await ana.create_room("Long call", [users[1]], room_id)
+        await asyncio.gather(ana.join(room_id), ben.join(room_id))
+        after_ms = ana.rest.clock.now_ms()
+        first = next(server for server in await ana.ice_servers() if server.get("username"))
+        calling, incoming = await asyncio.gather(ana.call(room_id, users[1], "relay", source=PcmSource(noise)), ben.incoming_call(timeout_s=30))
+        answered = await incoming.answer(ice_policy="relay", source=PcmSource(noise))
+        await asyncio.gather(calling.connected(), answered.connected())
+        began_s, packets = now_s(), Conversation(calling, answered)
+        for _ in range(3):
+            moves = len(calling.restarts)
+            await until(lambda: len(calling.restarts) > moves, f"a restart after {calling.restarts}", 30)  # noqa: B023 - awaited at once
+        lasted_s = now_s() - began_s
+        assert {*calling.restarts, *answered.restarts} <= {"renewal", "peer"}
+        assert lasted_s > 2 * CREDENTIAL_S, "the first credentials are over"
+
+        for body in ({"relay_hosts": "all"}, {"relay_hosts": ["203.0.113.7"], "ends_at_ms": 1}):
+            ana.receive(Event("relay_draining", body, None, None, None, 1, "0" * 16))
+        ana.receive(Event("relay_draining", {"relay_hosts": [short_lived.endpoints()["relay"]["host"]], "ends_at_ms": ana.rest.clock.now_ms() + 500}))
+        await until(lambda: "draining" in calling.restarts, f"the move from the draining relay: {calling.restarts}")
+        await asyncio.sleep(1)
+        missing, gap_s, counts = await packets.missing(), packets.longest_gap_s, packets.counts()
+        assert calling.selected_path() == answered.selected_path() == {"local": "relay", "remote": "relay", "protocol": "udp"}
+        refused, passed = await allocate(short_lived, first), await allocate(short_lived, next(s for s in await ana.ice_servers() if s.get("username")))
+        carried = [await ended(short_lived, user, after_ms, 3) for user in users]
+        await calling.hangup()
+        assert await asyncio.wait_for(answered.ended(), 10) == "hangup"
+        left = [await ended(short_lived, user, after_ms, None) for user in users]
+    with capsys.disabled():
+        print(f"\ncredentials of {CREDENTIAL_S} s: {len(calling.restarts)} restarts in {lasted_s:.1f} s; packets said and heard: {counts}")
+        print(f"longest gap between two packets {gap_s * 1000:.0f} ms")
+    assert missing == [[], []]
+    assert gap_s < 5, "generous: a busy machine"
+    assert (refused, passed) == ("401", "ok"), "without a renewal there is no way on"
+    assert caplog.text.count("could not be read") == 1
+    assert all(len({row["username"] for row in rows}) >= 4 for rows in carried), "another user name for each path"
+    assert all(left), "and at the end nothing is left at the relay"
 
 
 async def test_a_device_that_its_account_signs_out_says_so_and_comes_back_after_signing_in(stack: RunningStack) -> None:

@@ -24,6 +24,13 @@ from heliograph.presence import Connection
 from local import service_redis
 from local.services import HOST
 from local.supervisor import Supervisor
+from tests.contract.test_relays_redis import (  # noqa: F401, collected here
+    relays,  # a fixture
+    test_a_node_that_beats_no_more_is_gone_when_its_lease_ends,
+    test_the_registry_has_the_newest_beat_of_each_node,
+    test_the_registry_lives_no_longer_than_its_last_lease,
+    test_the_tenant_of_relay_credentials_is_known_for_longer_than_they_live,
+)
 from tests.contract.test_stores import (  # noqa: F401, collected here
     test_a_message_sent_again_has_its_first_offset_and_is_not_stored_twice,
     test_a_roster_that_redis_lost_begins_a_new_epoch,

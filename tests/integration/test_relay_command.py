@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,7 +54,7 @@ def started(*arguments: str, **env: str) -> Iterator[tuple[subprocess.Popen[str]
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("relay listening on udp "), line + (process.communicate()[1] if not line else "")
-        host, _, port = line.split()[-1].rpartition(":")
+        host, _, port = line.split()[4].rstrip(",").rpartition(":")
         yield process, (host, int(port))
     finally:
         process.kill()
@@ -113,12 +115,14 @@ def test_fixed_users_pass_where_the_execution_environment_is_another() -> None:
         (["--listen", "localhost:1"], "--listen must be an IP address and a port"),
         (["--listen", "127.0.0.1:99999"], "--listen must be an IP address and a port"),
         (["--listen", "0.0.0.0:0"], "needs --relay-address"),
-        (["--listen", "[::1]:0", "--relay-address", "127.0.0.1"], "same address family"),
+        (["--relay-address", "127.0.0.1", "--relay-address", "127.0.0.2"], "one relay address of each family"),
+        (["--listen-tls", "127.0.0.1:0"], "needs --certificate and --private-key"),
+        (["--listen-tls", "127.0.0.1:0", "--certificate", "none.pem", "--private-key", "none.pem"], "none.pem cannot be read"),
         (["--user", "ann"], "--user must be NAME:PASSWORD"),
         (["--allow-peer", "127.0.0.1/8"], "--allow-peer must be a CIDR"),
         (["--relay-address", "me"], "--relay-address must be an IP address"),
         (["--stats", "9"], "--stats must be an IP address and a port"),
-        (["--listen", "203.0.113.1:3478"], "cannot listen on udp 203.0.113.1:3478"),
+        (["--listen", "203.0.113.1:3478", "--relay-address", "127.0.0.1"], "cannot listen on udp 203.0.113.1:3478"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_one_sentence(arguments: list[str], sentence: str) -> None:
@@ -131,6 +135,7 @@ def test_a_wrong_argument_is_refused_with_one_sentence(arguments: list[str], sen
         ({"HELIOGRAPH_TURN_SECRET_ID": ""}, "HELIOGRAPH_TURN_SECRET_ID is not set"),
         ({"HELIOGRAPH_RELAY_ADDRESS": ""}, "HELIOGRAPH_RELAY_ADDRESS is not set"),
         ({"HELIOGRAPH_TURN_USER": "ann:pass"}, "HELIOGRAPH_TURN_USER is not a setting of a media node"),
+        ({"HELIOGRAPH_MONGODB_SECRET_ID": "mongodb"}, "HELIOGRAPH_MONGODB_SECRET_ID needs HELIOGRAPH_REDIS_URL"),
     ],
 )
 def test_a_node_with_a_missing_or_unknown_setting_is_refused_with_one_sentence(changes: dict[str, str], sentence: str) -> None:
@@ -203,7 +208,17 @@ def health(**env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "media_fleet", "health"], env=environment(**env), capture_output=True, text=True, timeout=30, check=False)
 
 
-def test_the_health_check_tells_a_node_that_runs_from_one_that_drains_and_one_that_is_gone(node: dict[str, str]) -> None:
+def asked(port: int, path: str) -> int:
+    """The status that the node's HTTP endpoint answers with."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+def test_a_node_that_drains_is_well_but_not_ready_and_one_that_is_gone_is_neither(node: dict[str, str]) -> None:
+    """Whoever takes a draining node for a sick one ends the calls that it lets go on."""
     port = free_port()
     mine = {**node, "HELIOGRAPH_STATS_LISTEN": f"127.0.0.1:{port}", "HELIOGRAPH_RELAY_DRAIN_S": "30"}
     assert health(**mine).returncode == 1
@@ -211,11 +226,22 @@ def test_the_health_check_tells_a_node_that_runs_from_one_that_drains_and_one_th
         assert health(**mine).returncode == 0
         assert health(**{**mine, "HELIOGRAPH_STATS_LISTEN": f"0.0.0.0:{port}"}).returncode == 0  # every address: asked on loopback
         assert sign_in(server) is None
+        assert (asked(port, "/healthz"), asked(port, "/readyz"), asked(port, "/metrics"), asked(port, "/allocations")) == (200, 200, 200, 200)
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 10
-        while health(**mine).returncode == 0:
+        while asked(port, "/readyz") == 200:
             assert time.monotonic() < deadline, "the node does not say that it drains"
+        assert (asked(port, "/readyz"), health(**mine).returncode) == (503, 0)
         assert process.poll() is None
+    assert health(**mine).returncode == 1
+
+
+def test_two_nodes_cannot_share_a_statistics_port_and_the_second_says_so(node: dict[str, str]) -> None:
+    mine = {**node, "HELIOGRAPH_STATS_LISTEN": f"127.0.0.1:{free_port()}"}
+    with started("node", **mine):
+        done = subprocess.run([sys.executable, "-m", "media_fleet", "node"], env=environment(**mine), capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert done.stderr.splitlines()[-1].startswith(f"The node cannot listen on tcp {mine['HELIOGRAPH_STATS_LISTEN']}: ")
 
 
 def test_a_health_check_without_a_port_to_ask_says_so(node: dict[str, str]) -> None:

@@ -63,7 +63,7 @@ def person_of(pair: Json) -> Person:
     return Person(pair["access_token"], pair["account_id"], pair["device_id"])
 
 
-async def closing(ws: aiohttp.ClientWebSocketResponse, timeout_s: float = 10.0) -> str | None:
+async def closing(ws: aiohttp.ClientWebSocketResponse, timeout_s: float = 30.0) -> str | None:
     """Waits until the server closes; the reason that it gave."""
     reason = None
     async with asyncio.timeout(timeout_s):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heliograph.ice import turn_key
-from media_fleet.stun import Class, ErrorCode, Malformed, Message, Method, attributes, parse
+from media_fleet.stun import AddressError, Class, ErrorCode, Icmp, Malformed, Message, Method, attributes, parse
 from media_fleet.stun.attributes import TABLE, Attribute
 
 PASSWORD = b"VOkJxbRl1RmTxUk/WvJxBt"
@@ -129,6 +129,8 @@ VALUES: dict[str, object] = {
     "DONT-FRAGMENT": b"",
     "USE-CANDIDATE": b"",
     "EVEN-PORT": 0x80,
+    "ADDRESS-ERROR-CODE": AddressError(2, 440, "Address Family not Supported"),
+    "ICMP": Icmp(3, 4, 1280),
 }
 
 
@@ -160,6 +162,8 @@ def test_unknown_attributes_are_told_apart_by_whether_they_must_be_understood() 
         (attributes.ERROR_CODE, b"\x00\x00\x02\x00"),
         (attributes.ERROR_CODE, b"\x00\x00\x04\x64"),
         (attributes.UNKNOWN_ATTRIBUTES, b"\x00"),
+        (attributes.ADDRESS_ERROR_CODE, b"\x02\x00\x02\x00"),
+        (attributes.ICMP, bytes(7)),
         (attributes.DONT_FRAGMENT, b"\x00"),
     ],
 )

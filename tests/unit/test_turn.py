@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import pytest
@@ -11,23 +11,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliograph.ice import TurnSecrets, turn_key, turn_password, turn_username
-from media_fleet.stun import Address, Attribute, Class, Message, Method, attributes, parse
+from media_fleet.stun import Address, Attribute, Class, Icmp, Message, Method, attributes, parse
 from media_fleet.turn import (
+    Bind,
     CloseRelay,
     Credentials,
+    Effect,
+    Ended,
+    Extend,
     FiveTuple,
-    OpenRelay,
+    Install,
+    OpenRelays,
     PeerPolicy,
+    Permit,
+    RelayId,
     SendToClient,
     SendToPeer,
+    SendToSibling,
+    Traffic,
     TurnServer,
     TurnSettings,
+    relay_id_of,
     shared_secrets,
     static_users,
 )
+from media_fleet.turn.rates import SourceLimit
 
-REALM, HOST, NOW = "heliograph", "52.1.2.3", 1_800_000_000.0
-PEER, OTHER = ("8.8.8.8", 5000), ("9.9.9.9", 5000)
+REALM, HOST, HOST6, NOW = "heliograph", "52.1.2.3", "2a05:d018::1", 1_800_000_000.0
+PEER, OTHER, PEER6 = ("8.8.8.8", 5000), ("9.9.9.9", 5000), ("2606:4700::1111", 5000)
 USERS = static_users({"ann": "pass", "bob": "word"}, REALM)
 Fields = tuple[tuple[Attribute[Any], Any], ...]
 UDP: Fields = ((attributes.REQUESTED_TRANSPORT, 17),)
@@ -43,13 +54,14 @@ def _draws(number: int) -> bytes:
 
 
 class Laptop:
-    """A TURN server without sockets: relay sockets open at once, `opens` says whether they do."""
+    """A TURN server without sockets: relay sockets open at once, `opens` says which do."""
 
     def __init__(self, credentials: Credentials = USERS, peers: PeerPolicy | None = None, **changes: Any) -> None:
-        self.server = TurnServer(TurnSettings(**{"realm": REALM, "relay_host": HOST, **changes}), credentials, _random(), peers)
-        self.opens = True
-        self.open_ports: set[int] = set()
-        self.to_peers: list[SendToPeer] = []
+        self.server = TurnServer(TurnSettings(**{"realm": REALM, "relay_hosts": (HOST,), **changes}), credentials, _random(), peers)
+        self.opens: Callable[[RelayId], bool] = lambda relay_id: True
+        self.open_ports: set[RelayId] = set()
+        self.to_peers: list[SendToPeer | SendToSibling] = []
+        self.told: list[Effect] = []  # what a data path outside Python is told
 
     def receive(self, data: bytes, five_tuple: FiveTuple, now: float) -> list[SendToClient]:
         return self.perform(self.server.receive(data, five_tuple, now), now)
@@ -57,15 +69,17 @@ class Laptop:
     def perform(self, effects: Any, now: float) -> list[SendToClient]:
         sent: list[SendToClient] = []
         for effect in effects:
-            if isinstance(effect, OpenRelay):
-                port = effect.ports[0] if self.opens else None
-                if port:
-                    self.open_ports.add(port)
-                sent += self.perform(self.server.relay_opened(effect.five_tuple, port, now), now)
+            if isinstance(effect, OpenRelays):
+                opened = next((choice for choice in effect.choices if all(map(self.opens, choice))), None)
+                assert self.open_ports.isdisjoint(opened or ())
+                self.open_ports.update(opened or ())
+                sent += self.perform(self.server.relays_opened(effect.five_tuple, opened, now), now)
             elif isinstance(effect, CloseRelay):
-                self.open_ports.remove(effect.port)
-            elif isinstance(effect, SendToPeer):
+                self.open_ports.remove(effect.relay_id)
+            elif isinstance(effect, SendToPeer | SendToSibling):
                 self.to_peers.append(effect)
+            elif isinstance(effect, Install | Extend | Permit | Bind | Ended):
+                self.told.append(effect)
             else:
                 sent.append(effect)
         return sent
@@ -143,7 +157,16 @@ def code(message: Message) -> int | None:
 
 def kept(server: TurnServer) -> int:
     """How many entries the server's tables of the living have."""
-    return len(server._allocations) + len(server._pending) + len(server._by_port) + len(server._deadlines) + len(server._per_account)
+    tables: tuple[Sized, ...] = (
+        server._allocations,
+        server._pending,
+        server._by_relay,
+        server._deadlines,
+        server._accounts,
+        server._reserved,
+        server._reserved_relays,
+    )
+    return sum(map(len, tables))
 
 
 def channel_data(number: int, data: bytes) -> bytes:
@@ -241,7 +264,8 @@ def test_a_forged_nonce_gets_438_and_never_raises(ann: Client, nonce: bytes) -> 
     assert code(ann.exchange(ann.signed(Method.ALLOCATE, UDP))) == 438
 
 
-def test_nothing_is_kept_about_a_client_before_it_has_authenticated(laptop: Laptop) -> None:
+def test_nothing_is_kept_about_a_client_before_it_has_authenticated() -> None:
+    laptop = Laptop(unauthenticated_per_s=0)
     for port in range(20_000, 20_200):
         stranger = Client(laptop, "ann", "guess", port)
         stranger.ask(Method.ALLOCATE, UDP)
@@ -307,19 +331,29 @@ def test_a_retransmitted_allocate_gets_the_same_success_and_a_new_one_437_s7_2_2
     assert len(ann.laptop.open_ports) == 1
 
 
+def test_the_transaction_id_of_an_allocate_with_another_users_credentials_is_no_retransmission(laptop: Laptop, ann: Client) -> None:
+    first = ann.ask(Method.ALLOCATE, UDP)
+    bob = Client(laptop, "bob", "word")
+    bob.nonce = ann.nonce
+    bob.next_id = lambda: first.transaction_id  # type: ignore[method-assign]
+    assert code(bob.exchange(bob.signed(Method.ALLOCATE, UDP))) == 437
+    assert ann.exchange(ann.last) == first
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
         ((), 400),  # (3)
         (((attributes.REQUESTED_TRANSPORT, 6),), 442),  # (3)
-        ((*UDP, (attributes.DONT_FRAGMENT, b"")), 420),  # (4)
+        ((*UDP, (attributes.DONT_FRAGMENT, b"")), None),  # (4): supported
         ((*UDP, (attributes.RESERVATION_TOKEN, b"12345678"), (attributes.EVEN_PORT, 0)), 400),  # (5)
         ((*UDP, (attributes.RESERVATION_TOKEN, b"12345678"), (attributes.REQUESTED_ADDRESS_FAMILY, 1)), 400),  # (5)
         ((*UDP, (attributes.RESERVATION_TOKEN, b"12345678")), 508),  # (5)
         ((*UDP, (attributes.REQUESTED_ADDRESS_FAMILY, 1), (attributes.ADDITIONAL_ADDRESS_FAMILY, 2)), 400),  # (6)
         ((*UDP, (attributes.REQUESTED_ADDRESS_FAMILY, 2)), 440),  # (7)
         ((*UDP, (attributes.REQUESTED_ADDRESS_FAMILY, 9)), 440),  # (7)
-        ((*UDP, (attributes.EVEN_PORT, 0x80)), 508),  # (8)
+        ((*UDP, (attributes.RESERVATION_TOKEN, b"12345678"), (attributes.ADDITIONAL_ADDRESS_FAMILY, 2)), 400),  # (5)
+        ((*UDP, (attributes.EVEN_PORT, 0x80)), None),  # (8)
         ((*UDP, (attributes.EVEN_PORT, 0x80), (attributes.ADDITIONAL_ADDRESS_FAMILY, 2)), 400),  # (8)
         ((*UDP, (attributes.ADDITIONAL_ADDRESS_FAMILY, 1)), 400),  # (9)
         ((*UDP, (attributes.REQUESTED_ADDRESS_FAMILY, 1)), None),
@@ -359,10 +393,10 @@ def test_the_quota_counts_by_account_and_a_deleted_allocation_gives_its_place_ba
 
 def test_a_full_server_answers_508_and_so_does_one_whose_ports_are_taken() -> None:
     laptop = Laptop(max_allocations=1)
-    laptop.opens = False
+    laptop.opens = lambda relay_id: False
     assert code(Client(laptop, port=1).ask(Method.ALLOCATE, UDP)) == 508
-    assert not laptop.server._per_account
-    laptop.opens = True
+    assert kept(laptop.server) == 0
+    laptop.opens = lambda relay_id: True
     Client(laptop, port=2).allocate()
     assert code(Client(laptop, port=3).ask(Method.ALLOCATE, UDP)) == 508
 
@@ -372,6 +406,157 @@ def test_a_draining_server_takes_no_allocation_and_serves_the_ones_it_has(laptop
     laptop.server.is_draining = True
     assert code(Client(laptop, port=2).ask(Method.ALLOCATE, UDP)) == 508
     assert code(ann.refresh(600)) is None
+
+
+def test_each_answer_to_allocate_and_refresh_names_the_software_once_the_client_is_known_s5(ann: Client) -> None:
+    assert ann.exchange(ann.plain(Method.ALLOCATE)).get(attributes.SOFTWARE) is None  # 401: as small as can be
+    assert ann.ask(Method.ALLOCATE, ()).get(attributes.SOFTWARE) == "heliograph"  # 400
+    assert ann.ask(Method.ALLOCATE, UDP).get(attributes.SOFTWARE) == "heliograph"
+    assert ann.refresh(600).get(attributes.SOFTWARE) == "heliograph"
+
+
+# Reservations, s7.2
+
+
+def reserve(client: Client, now: float = NOW) -> tuple[Address, bytes]:
+    answer = client.ask(Method.ALLOCATE, (*UDP, (attributes.EVEN_PORT, 0x80)), now)
+    relayed, token = answer.get(attributes.XOR_RELAYED_ADDRESS), answer.get(attributes.RESERVATION_TOKEN)
+    assert relayed is not None
+    assert token is not None
+    return relayed, token
+
+
+def test_even_port_with_r_holds_the_next_port_for_30_seconds_and_its_token_gives_it(laptop: Laptop, ann: Client) -> None:
+    relayed, token = reserve(ann)
+    assert relayed[1] % 2 == 0
+    assert laptop.open_ports == {relayed[1], relayed[1] + 1}
+    second = Client(laptop, port=2)
+    assert second.allocate(NOW + 29, fields=((attributes.RESERVATION_TOKEN, token),)) == (HOST, relayed[1] + 1)
+    assert code(Client(laptop, port=3).ask(Method.ALLOCATE, (*UDP, (attributes.RESERVATION_TOKEN, token)))) == 508  # used
+    assert laptop.open_ports == {relayed[1], relayed[1] + 1}
+    second.refresh(0, NOW + 29)
+    ann.refresh(0)
+    assert laptop.open_ports == set()
+    assert kept(laptop.server) == len(laptop.server._deadlines)
+
+
+def test_a_retransmitted_allocate_gets_the_same_token(ann: Client) -> None:
+    reserve(ann)
+    first = ann.exchange(ann.last)
+    assert first.get(attributes.RESERVATION_TOKEN)
+    assert ann.exchange(ann.last, NOW + 1) == first
+
+
+def test_a_reservation_nobody_takes_is_over_after_30_seconds(laptop: Laptop, ann: Client) -> None:
+    relayed, token = reserve(ann)
+    assert laptop.server.next_deadline() == NOW + 30
+    late = Client(laptop, port=2).ask(Method.ALLOCATE, (*UDP, (attributes.RESERVATION_TOKEN, token)), NOW + 30)  # before the tick
+    assert code(late) == 508
+    laptop.perform(laptop.server.tick(NOW + 30), NOW + 30)
+    assert laptop.open_ports == {relayed[1]}
+    assert laptop.server.next_deadline() == NOW + 600
+
+
+def test_a_reserved_port_relays_nothing_and_is_given_to_its_own_account_only(laptop: Laptop, ann: Client) -> None:
+    relayed, token = reserve(ann)
+    assert laptop.server.receive_from_peer(b"x", relayed[1] + 1, PEER, NOW) == []
+    assert code(Client(laptop, "bob", "word", 2).ask(Method.ALLOCATE, (*UDP, (attributes.RESERVATION_TOKEN, token)))) == 508
+    Client(laptop, port=3).allocate(fields=((attributes.RESERVATION_TOKEN, token),))
+
+
+def test_a_reservation_counts_for_the_quota_and_hands_its_place_over() -> None:
+    laptop = Laptop(allocations_per_account=2)
+    _, token = reserve(Client(laptop, port=1))
+    assert code(Client(laptop, port=2).ask(Method.ALLOCATE, UDP)) == 486
+    Client(laptop, port=3).allocate(fields=((attributes.RESERVATION_TOKEN, token),))
+    assert code(Client(laptop, port=4).ask(Method.ALLOCATE, (*UDP, (attributes.EVEN_PORT, 0x80)))) == 486
+
+
+def test_a_draining_server_still_gives_what_it_reserved_and_closing_ends_all(laptop: Laptop, ann: Client) -> None:
+    reserve(ann)
+    laptop.perform(laptop.server.end_all(NOW), NOW)
+    assert laptop.open_ports == set()
+    assert kept(laptop.server) == len(laptop.server._deadlines)
+
+
+# Address families, s7.2 (7), (9)
+
+
+@pytest.fixture
+def dual() -> Client:
+    return Client(Laptop(relay_hosts=(HOST, HOST6)))
+
+
+BOTH: Fields = (*UDP, (attributes.ADDITIONAL_ADDRESS_FAMILY, 2))
+
+
+def test_a_family_is_given_as_asked_and_ipv4_when_none_is(dual: Client) -> None:
+    assert dual.allocate()[0] == HOST
+    assert Client(dual.laptop, port=2).allocate(fields=((attributes.REQUESTED_ADDRESS_FAMILY, 2),))[0] == HOST6
+    assert Client(dual.laptop, port=3).allocate(fields=((attributes.REQUESTED_ADDRESS_FAMILY, 1),))[0] == HOST
+
+
+def test_without_ipv4_a_request_for_no_family_gets_440() -> None:
+    ann = Client(Laptop(relay_hosts=(HOST6,)))
+    assert code(ann.ask(Method.ALLOCATE, UDP)) == 440
+    assert ann.allocate(fields=((attributes.REQUESTED_ADDRESS_FAMILY, 2),))[0] == HOST6
+
+
+def test_where_the_operator_says_so_a_client_that_asks_for_no_family_gets_the_one_it_came_by() -> None:
+    laptop = Laptop(relay_hosts=(HOST, HOST6), unasked_family="client")
+    four, six = Client(laptop), Client(laptop)
+    six.five_tuple = (("2606:4700::7", 1), ("2a05:d018::2", 3478), "udp")
+    assert (four.allocate()[0], six.allocate()[0]) == (HOST, HOST6)
+
+
+def test_a_dual_allocation_has_both_addresses_and_each_peer_is_reached_from_that_of_its_family(dual: Client) -> None:
+    answer = dual.ask(Method.ALLOCATE, BOTH)
+    at4, at6 = answer.get_all(attributes.XOR_RELAYED_ADDRESS)
+    assert (at4[0], at6[0], answer.get(attributes.ADDRESS_ERROR_CODE)) == (HOST, HOST6, None)
+    assert code(dual.permit(PEER, PEER6)) is None
+    for peer in (PEER, PEER6):
+        dual.send(b"x", peer)
+    assert dual.laptop.to_peers == [SendToPeer(relay_id_of(at4), b"x", PEER), SendToPeer(relay_id_of(at6), b"x", PEER6)]
+    assert len(dual.laptop.server.receive_from_peer(b"x", relay_id_of(at6), PEER6, NOW)) == 1
+    assert code(dual.bind(0x4000, PEER6)) is None
+    dual.laptop.receive(channel_data(0x4000, b"y"), dual.five_tuple, NOW)
+    assert dual.laptop.to_peers[-1] == SendToPeer(relay_id_of(at6), b"y", PEER6)
+
+
+@pytest.mark.parametrize(("hosts", "missing"), [((HOST,), 2), ((HOST6,), 1)])
+def test_a_dual_allocation_that_lacks_a_family_says_which_and_why_s7_2_9(hosts: tuple[str, ...], missing: int) -> None:
+    answer = Client(Laptop(relay_hosts=hosts)).ask(Method.ALLOCATE, BOTH)
+    assert [host for host, _ in answer.get_all(attributes.XOR_RELAYED_ADDRESS)] == list(hosts)
+    assert answer.get(attributes.ADDRESS_ERROR_CODE) == (missing, 440, "Address Family not Supported")
+
+
+def test_a_dual_allocation_of_which_one_port_cannot_be_bound_has_the_other_and_508_for_it(dual: Client) -> None:
+    dual.laptop.opens = lambda relay_id: relay_id < 65_536
+    answer = dual.ask(Method.ALLOCATE, BOTH)
+    assert [host for host, _ in answer.get_all(attributes.XOR_RELAYED_ADDRESS)] == [HOST]
+    assert answer.get(attributes.ADDRESS_ERROR_CODE) == (2, 508, "Insufficient Capacity")
+    dual.laptop.opens = lambda relay_id: False
+    assert code(Client(dual.laptop, port=2).ask(Method.ALLOCATE, BOTH)) == 508
+
+
+def test_one_family_of_a_dual_allocation_is_refreshed_or_deleted_alone_s8_1(dual: Client) -> None:
+    at4, at6 = dual.ask(Method.ALLOCATE, BOTH).get_all(attributes.XOR_RELAYED_ADDRESS)
+    dual.bind(0x4000, PEER)
+    dual.bind(0x4001, PEER6)
+    laptop, six, four = dual.laptop, (attributes.REQUESTED_ADDRESS_FAMILY, 2), (attributes.REQUESTED_ADDRESS_FAMILY, 1)
+    dual.ask(Method.REFRESH, (six, (attributes.LIFETIME, 1200)), NOW + 100)
+    assert laptop.server.next_deadline() == NOW + 600
+    assert code(dual.ask(Method.REFRESH, (four, (attributes.LIFETIME, 0)), NOW + 200)) is None
+    assert laptop.open_ports == {relay_id_of(at6)}
+    assert laptop.server.receive_from_peer(b"x", relay_id_of(at4), PEER, NOW + 200) == []
+    assert len(laptop.server.receive_from_peer(b"x", relay_id_of(at6), PEER6, NOW + 200)) == 1
+    dual.silence(channel_data(0x4000, b"x"), NOW + 200)
+    assert code(dual.ask(Method.REFRESH, (four,), NOW + 200)) == 443
+    assert code(dual.permit(PEER, now=NOW + 200)) == 443
+    laptop.perform(laptop.server.tick(NOW + 1300), NOW + 1300)
+    assert laptop.open_ports == set()
+    assert code(dual.refresh(600, NOW + 1300)) == 437
+    assert kept(laptop.server) == 0
 
 
 # Refresh, s8.2
@@ -481,7 +666,6 @@ def test_a_send_indication_may_be_empty_and_is_silent_when_incomplete_or_not_und
     assert laptop.to_peers == [SendToPeer(port, b"", PEER)]
     strange: Attribute[bytes] = Attribute(0x7001, "X", lambda value, _: value, lambda data, _: data)
     ann.send(b"x", PEER, fields=((strange, b""),))
-    ann.send(b"x", PEER, fields=((attributes.DONT_FRAGMENT, b""),))
     for fields in ((), ((attributes.DATA, b"x"),), ((attributes.XOR_PEER_ADDRESS, PEER),)):
         ann.silence(Message(Method.SEND, Class.INDICATION, ann.next_id(), fields).serialize())
     assert len(laptop.to_peers) == 1
@@ -531,7 +715,7 @@ def test_a_forbidden_peer_gets_403_for_permission_and_channel_and_silence_for_se
 
 @pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::ffff:8.8.8.8", "::1", "::", "2001::1", "2002:7f00:1::", "fd00:ec2::254"])
 def test_on_an_ipv6_relay_loopback_by_any_name_teredo_and_6to4_get_403(host: str) -> None:
-    laptop = Laptop(relay_host="2a05:d018::1")
+    laptop = Laptop(relay_hosts=(HOST6,))
     ann = Client(laptop)
     ann.allocate(fields=((attributes.REQUESTED_ADDRESS_FAMILY, 2),))
     assert code(ann.permit((host, 80))) == 403
@@ -547,6 +731,35 @@ def test_on_an_ipv4_relay_a_mapped_loopback_gets_443_and_reaches_nothing(laptop:
     assert code(ann.bind(0x4000, ("::ffff:127.0.0.1", 80))) == 443
     ann.send(b"x", ("::ffff:127.0.0.1", 80))
     assert laptop.to_peers == []
+
+
+# DF bit and ICMP, s14, s11.5
+
+
+def test_a_send_indication_with_dont_fragment_asks_for_the_df_bit_s14(laptop: Laptop, ann: Client) -> None:
+    port = ann.allocate()[1]
+    ann.permit(PEER)
+    ann.send(b"x", PEER, fields=((attributes.DONT_FRAGMENT, b""),))
+    ann.send(b"y", PEER)
+    assert laptop.to_peers == [SendToPeer(port, b"x", PEER, dont_fragment=True), SendToPeer(port, b"y", PEER)]
+
+
+@pytest.mark.parametrize(("type_", "is_told"), [(3, True), (11, True), (0, False), (5, False), (8, False)])
+def test_icmp_of_a_permitted_peer_is_told_in_a_data_indication_s11_5(laptop: Laptop, ann: Client, type_: int, is_told: bool) -> None:
+    port, icmp = ann.allocate()[1], Icmp(type_, 4, 1280)
+    assert laptop.server.receive_icmp(icmp, port, PEER, NOW) == []
+    ann.permit(PEER)
+    effects = laptop.server.receive_icmp(icmp, port, PEER, NOW)
+    assert len(effects) == is_told
+    for effect in effects:
+        assert isinstance(effect, SendToClient)
+        indication = parse(effect.data)
+        assert (indication.method, indication.message_class) == (Method.DATA, Class.INDICATION)
+        assert indication.get(attributes.XOR_PEER_ADDRESS) == PEER
+        assert indication.get(attributes.ICMP) == icmp
+        assert indication.get(attributes.DATA) is None
+    assert laptop.server.receive_icmp(icmp, port, OTHER, NOW) == []
+    assert laptop.server.receive_icmp(icmp, port, PEER, NOW + 300) == []
 
 
 # Channels, s12
@@ -607,11 +820,11 @@ def test_channel_data_unbound_reserved_or_short_is_silent_and_padding_and_length
     assert laptop.to_peers == [SendToPeer(port, b"abc", PEER), SendToPeer(port, b"", PEER)]
 
 
-@pytest.mark.parametrize("relay_host", [HOST, "2a05:d018::1"])
+@pytest.mark.parametrize("relay_host", [HOST, HOST6])
 def test_a_datagram_too_large_to_be_wrapped_is_dropped_and_the_largest_passes(relay_host: str) -> None:
-    laptop = Laptop(relay_host=relay_host)
+    laptop = Laptop(relay_hosts=(relay_host,))
     ann, peer = Client(laptop), PEER if relay_host == HOST else ("2606:4700::1111", 5000)
-    port = ann.allocate(fields=((attributes.REQUESTED_ADDRESS_FAMILY, 1 if relay_host == HOST else 2),))[1]
+    port = relay_id_of(ann.allocate(fields=((attributes.REQUESTED_ADDRESS_FAMILY, 1 if relay_host == HOST else 2),)))
     ann.permit(peer)
     for length in (65_401, 65_507, 65_527, 65_535):
         assert laptop.server.receive_from_peer(bytes(length), port, peer, NOW) == []
@@ -648,6 +861,120 @@ def test_at_our_own_relay_address_nothing_but_living_allocations_is_reached(lapt
     ann.silence(channel_data(0x4000, b"x"))
     ann.send(b"x", free)
     assert laptop.to_peers == []
+
+
+# Workers of one node
+
+
+def test_each_worker_has_ports_of_its_own_in_pairs_and_together_they_have_all() -> None:
+    workers = [TurnSettings(realm=REALM, relay_hosts=(HOST,), worker=worker, workers=3) for worker in range(3)]
+    for port in range(49_152, 65_536):
+        assert [settings.is_mine(port) for settings in workers].count(True) == 1
+        assert {settings.is_mine(port & ~1) for settings in workers if settings.is_mine(port)} == {True}
+    assert not workers[0].is_mine(3478)
+    assert not workers[0].is_a_siblings(3478)
+
+
+@pytest.mark.parametrize("worker", range(3))
+def test_a_worker_gives_ports_of_its_share(worker: int) -> None:
+    laptop = Laptop(worker=worker, workers=3)
+    for number in range(50):
+        assert laptop.server.settings.is_mine(Client(laptop, port=number + 1).allocate()[1])
+    assert code(Client(laptop, port=99).ask(Method.ALLOCATE, (*UDP, (attributes.EVEN_PORT, 0x80)))) == 508
+    assert Client(laptop, port=98).allocate(fields=((attributes.EVEN_PORT, 0),))[1] % 2 == 0
+
+
+def test_a_datagram_for_a_siblings_relay_is_handed_over_and_is_judged_there() -> None:
+    here, there = Laptop(worker=0, workers=2), Laptop(worker=1, workers=2)
+    ann, bob = Client(here), Client(there, "bob", "word")
+    at_ann, at_bob = ann.allocate(), bob.allocate()
+    assert code(ann.bind(0x4000, at_bob)) is None
+    here.receive(channel_data(0x4000, b"hello"), ann.five_tuple, NOW)
+    assert here.to_peers == [SendToSibling(at_bob[1], b"hello", at_ann)]
+    assert there.server.receive_from_peer(b"hello", at_bob[1], at_ann, NOW) == []
+    bob.permit(at_ann)
+    assert len(there.server.receive_from_peer(b"hello", at_bob[1], at_ann, NOW)) == 1
+
+
+# Limits per second, s5, s21.3.1
+
+
+def test_an_account_has_so_much_bandwidth_over_all_its_allocations_and_both_ways() -> None:
+    laptop = Laptop(account_bytes_per_s=1000, account_burst_s=1.0)
+    ann, second, bob = Client(laptop, port=1), Client(laptop, port=2), Client(laptop, "bob", "word", 3)
+    ports = [client.allocate()[1] for client in (ann, second, bob)]
+    for client in (ann, second, bob):
+        client.bind(0x4000, PEER)
+    laptop.receive(channel_data(0x4000, bytes(600)), ann.five_tuple, NOW)
+    assert len(laptop.server.receive_from_peer(bytes(400), ports[1], PEER, NOW)) == 1
+    assert laptop.server.receive_from_peer(b"x", ports[0], PEER, NOW) == []
+    second.silence(channel_data(0x4000, b"x"))
+    second.send(b"x", PEER)
+    assert len(laptop.to_peers) == 1
+    assert laptop.server.counts.over_rate == 3
+    laptop.receive(channel_data(0x4000, b"x"), bob.five_tuple, NOW)
+    laptop.receive(channel_data(0x4000, bytes(500)), second.five_tuple, NOW + 0.5)
+    assert len(laptop.to_peers) == 3
+    assert sum(usage.from_client_bytes + usage.to_client_bytes for usage in laptop.server.allocations()) == 1501
+
+
+def test_a_source_gets_so_many_answers_before_it_authenticates_and_is_served_afterwards() -> None:
+    laptop = Laptop(unauthenticated_per_s=2, unauthenticated_burst=3)
+    ann, elsewhere = Client(laptop), Client(laptop)
+    elsewhere.five_tuple = (("198.51.100.8", 1), *elsewhere.five_tuple[1:])
+    ann.allocate()  # takes one answer: the 401
+    for data in (ann.plain(Method.ALLOCATE), ann.plain(Method.BINDING)):
+        ann.exchange(data)
+    for data in (ann.plain(Method.ALLOCATE), ann.plain(Method.BINDING), ann.signed(Method.REFRESH, key=b"wrong")):
+        ann.silence(data)
+    assert laptop.server.counts.silenced == 3
+    assert code(ann.refresh(600)) is None
+    elsewhere.allocate()
+    ann.exchange(ann.plain(Method.BINDING), NOW + 0.5)
+
+
+def test_a_flood_of_sources_takes_no_memory() -> None:
+    limit = SourceLimit(b"key", 1, 1, slots=16)
+    assert sum(limit.takes(f"52.0.{number >> 8}.{number & 255}", NOW) for number in range(5000)) == 16
+    assert len(limit._buckets) == 16
+    assert limit.takes("2001:db8:0:1::1", NOW + 60)
+    assert not limit.takes("2001:db8:0:1::2", NOW + 60)  # the same /64
+    assert all(SourceLimit(b"key", 0, 0).takes("52.0.0.1", NOW) for _ in range(3))
+
+
+# What a data path outside Python is told
+
+
+def test_a_data_path_outside_python_is_told_all_it_has_to_know(laptop: Laptop, ann: Client) -> None:
+    relayed = ann.allocate()
+    ann.permit(PEER)
+    ann.bind(0x4000, OTHER)
+    ann.refresh(1200, NOW + 10)
+    port = relayed[1]
+    install, *rest = laptop.told
+    assert isinstance(install, Install)
+    assert (install.relayed.address, install.five_tuple, install.account_id, install.expires_at) == (relayed, ann.five_tuple, "ann", NOW + 600)
+    assert rest == [
+        Permit(port, PEER[0], NOW + 300),
+        Permit(port, OTHER[0], NOW + 300),
+        Bind(port, 0x4000, OTHER, False, False, NOW + 600),
+        Extend(port, NOW + 1210),
+    ]
+    install.relayed.counters = Traffic(1, 2, 3, 4)
+    ann.send(b"by Python", PEER)
+    (usage,) = laptop.server.allocations()
+    assert (usage.from_client_bytes, usage.to_client_bytes, usage.from_client_packets, usage.to_client_packets) == (10, 2, 4, 4)
+    ann.refresh(0)
+    (usage,) = laptop.server.allocations()
+    assert (usage.from_client_bytes, usage.to_client_packets) == (10, 4)
+
+
+def test_the_allocation_of_a_lost_connection_ends(laptop: Laptop, ann: Client) -> None:
+    ann.allocate()
+    assert laptop.server.has(ann.five_tuple)
+    laptop.perform(laptop.server.connection_lost(ann.five_tuple, NOW + 1), NOW + 1)
+    assert laptop.open_ports == set()
+    assert laptop.server.connection_lost(ann.five_tuple, NOW + 1) == []
 
 
 # Counters

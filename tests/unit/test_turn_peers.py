@@ -199,7 +199,7 @@ def test_an_allowed_cidr_overrides_the_deny_list_and_nothing_beyond_itself() -> 
 
 
 def test_our_own_listener_is_refused_whatever_is_allowed() -> None:
-    policy = PeerPolicy(["127.0.0.0/8"], [("127.0.0.1", 3478), ("127.0.0.1", 9090)], "127.0.0.1", RELAY_PORTS)
+    policy = PeerPolicy(["127.0.0.0/8"], [("127.0.0.1", 3478), ("127.0.0.1", 9090)], ["127.0.0.1"], RELAY_PORTS)
     for port in (3478, 9090):
         assert not policy.allows(("127.0.0.1", port))
         assert not policy.allows(("127.0.0.2", port))  # a listener on every address has this name as well
@@ -208,12 +208,12 @@ def test_our_own_listener_is_refused_whatever_is_allowed() -> None:
 
 
 def test_our_own_relay_address_is_allowed_for_relayed_ports_only() -> None:
-    policy = PeerPolicy((), [("52.1.2.3", 3478)], "52.1.2.3", RELAY_PORTS)
+    policy = PeerPolicy((), [("52.1.2.3", 3478)], ["52.1.2.3"], RELAY_PORTS)
     assert policy.allows_ip("52.1.2.3")
     assert policy.allows(("52.1.2.3", 50_000))
     for port in (22, 3478, 9090, 49_151):
         assert not policy.allows(("52.1.2.3", port))
-    private = PeerPolicy((), [("10.0.0.5", 3478)], "10.0.0.5", RELAY_PORTS)
+    private = PeerPolicy((), [("10.0.0.5", 3478)], ["10.0.0.5"], RELAY_PORTS)
     assert private.allows(("10.0.0.5", 50_000))
     assert not private.allows(("10.0.0.6", 50_000))
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from aiortc.sdp import candidate_from_sdp
 
 from .errors import HeliographError, TimedOutError
-from .ids import make_id
+from .ice_restart import Paths, rtc_servers
+from .ice_servers import Draining, IceServers
+from .ids import make_id, now_ms
 from .opus import SAMPLE_RATE, AudioProfile, OpusTrack, Source
 from .path import PathMeter, Sample
 from .receive import AudioSink
+from .restarts import Restarts
 
 IcePolicy = Literal["relay", "all"]
 Reason = Literal["hangup", "declined", "busy", "failed"]
@@ -55,13 +58,18 @@ class Call:
         peer: Mapping[str, str],
         *,
         call_id: str | None = None,
-        ice_servers: Sequence[Mapping[str, Any]] = (),
+        ice_servers: IceServers | Sequence[Mapping[str, Any]] = (),
         ice_policy: IcePolicy = "all",
         source: Source | None = None,
         profile: AudioProfile | None = None,
         report_every_s: float | None = 1.0,
+        fetch_servers: Callable[[], Awaitable[IceServers]] | None = None,
+        server_ms: Callable[[], int] = now_ms,
     ) -> None:
-        """`peer` is `{account_id, device_id?}`, `ice_servers` are those of `GET /v1/ice-servers`; `report_every_s` None reports no statistics by itself."""
+        """`peer` is `{account_id, device_id?}`, `ice_servers` are those of `GET /v1/ice-servers`; `report_every_s` None reports no statistics by itself.
+
+        `fetch_servers` gets fresh ones when theirs grow old by `server_ms`, the server's time; without it the call keeps those that it has.
+        """
         self.room_id = room_id
         self.call_id = call_id or make_id("call")
         self.trace_id = secrets.token_hex(16)  # one for the whole call
@@ -71,7 +79,7 @@ class Call:
         self.rungs: list[dict[str, Any]] = []  # every `rung` event applied, oldest first
         self.end_reason: str | None = None
         self._signaling = signaling
-        self._negotiation_id = make_id("neg")
+        self._negotiation_id = make_id("neg")  # of the first offer; restarts have their own
         self._connected = asyncio.Event()
         self._ended = asyncio.Event()
         self._report_every_s = report_every_s
@@ -83,9 +91,11 @@ class Call:
         self._reported: tuple[object, int] = (None, 0)
         self._is_described = False  # the peer's description is known
         self._early_candidates: list[Mapping[str, Any]] = []
-        servers = [RTCIceServer(urls=list(s["urls"]), username=s.get("username"), credential=s.get("credential")) for s in ice_servers]
+        servers = ice_servers if isinstance(ice_servers, IceServers) else IceServers(tuple(ice_servers))
         policy = RTCIceTransportPolicy.RELAY if ice_policy == "relay" else RTCIceTransportPolicy.ALL
-        self._peer_connection = RTCPeerConnection(RTCConfiguration(iceServers=servers, iceTransportPolicy=policy))
+        self._peer_connection = RTCPeerConnection(RTCConfiguration(iceServers=rtc_servers(servers), iceTransportPolicy=policy))
+        self._paths = Paths(self._peer_connection, policy)
+        self._restarts = Restarts(self._paths, servers, fetch_servers, server_ms, self._send, self.hangup)
         self._peer_connection.on("track", self._on_track)
         self._peer_connection.on("connectionstatechange", self._on_state)
 
@@ -94,6 +104,7 @@ class Call:
     async def offer(self) -> None:
         """Gather candidates, then send the offer with all of them in it."""
         self._peer_connection.addTrack(self.track)
+        self._paths.attach()
         self._only_opus()
         await self._peer_connection.setLocalDescription(await self._peer_connection.createOffer())
         await self._send("offer", {"negotiation_id": self._negotiation_id, "sdp": self._peer_connection.localDescription.sdp})
@@ -104,6 +115,7 @@ class Call:
         await self._peer_connection.setRemoteDescription(RTCSessionDescription(offer["sdp"], "offer"))
         self._is_described = True
         self._peer_connection.addTrack(self.track)
+        self._paths.attach()
         self._only_opus()
         for candidate in candidates:
             await self._add_candidate(candidate)
@@ -111,15 +123,19 @@ class Call:
         await self._send("answer", {"negotiation_id": self._negotiation_id, "sdp": self._peer_connection.localDescription.sdp})
 
     async def handle(self, event: str, body: Mapping[str, Any]) -> None:
-        """An event of this call: answer, candidate, bye, rung or callee_absent; others are ignored."""
-        if event == "answer":
+        """An event of this call: offer (an ICE restart), answer, candidate, bye, rung or callee_absent; others are ignored."""
+        if event == "offer":
+            await self._restarts.offered(body)
+        elif event == "answer":
             await self._on_answer(body)
         elif event == "candidate":
-            await self._add_candidate(body)
+            await self._on_candidate(body)
         elif event == "bye":
             await self._end(str(body.get("reason", "hangup")))
         elif event == "rung":
             self._apply_rung(body)
+        elif event == "callee_absent" and self._is_described:
+            self._restarts.absent()
         elif event == "callee_absent":
             self._fail(CalleeAbsentError("The callee has no live device; a push was sent."))
             await self._end("absent")
@@ -132,6 +148,9 @@ class Call:
         self.rungs.append(dict(body))
 
     async def _on_answer(self, body: Mapping[str, Any]) -> None:
+        if self._is_described:
+            self._restarts.answer(body)
+            return
         if body.get("negotiation_id") != self._negotiation_id or self._peer_connection.signalingState != "have-local-offer":
             return  # late, or from a second device: the first answer won
         self.peer = dict(body.get("from", self.peer))  # from now on this device, not every device of the account
@@ -141,10 +160,15 @@ class Call:
         for candidate in early:
             await self._add_candidate(candidate)
 
-    async def _add_candidate(self, body: Mapping[str, Any]) -> None:
-        if not self._is_described:
+    async def _on_candidate(self, body: Mapping[str, Any]) -> None:
+        if body.get("negotiation_id", self._negotiation_id) != self._negotiation_id:
+            await self._restarts.add_candidate(body)
+        elif not self._is_described:
             self._early_candidates.append(body)
-            return
+        elif not self._restarts.done:  # else it is of a path that is left
+            await self._add_candidate(body)
+
+    async def _add_candidate(self, body: Mapping[str, Any]) -> None:
         text = str(body.get("candidate", ""))
         if not text:
             await self._peer_connection.addIceCandidate(None)
@@ -163,6 +187,21 @@ class Call:
             if transceiver.kind == "audio":
                 transceiver.setCodecPreferences(opus)
 
+    # another path
+
+    def restart(self) -> None:
+        """Move to another path now (an ICE restart), as after a change of network; the call does so by itself when it must, and audio goes on meanwhile."""
+        self._restarts.ask()
+
+    def drain(self, draining: Draining) -> None:
+        """Relays go away: move, if this call is on one of them."""
+        self._restarts.drain(draining)
+
+    @property
+    def restarts(self) -> list[str]:
+        """Why the call moved to another path, each time it did: renewal, draining, lost, asked, or peer (who began it). Oldest first."""
+        return [*self._restarts.done]
+
     # state
 
     def _on_track(self, track: Any) -> None:
@@ -174,8 +213,11 @@ class Call:
         state = self._peer_connection.connectionState
         if state == "connected":
             self._connected.set()
+            self._restarts.start()
             if self._report_every_s is not None and self._reporting is None:
                 self._reporting = asyncio.create_task(self._report(self._report_every_s), name="heliograph call statistics")
+        elif state == "failed" and self._connected.is_set():
+            self._restarts.look()
         elif state == "failed":
             self._fail(CallFailedError("No path to the peer works; check that its network lets UDP or the relay through."))
 
@@ -218,6 +260,8 @@ class Call:
         if self._reporting is not None:
             self._reporting.cancel()
         self.sink.stop()
+        await self._restarts.stop()
+        await self._paths.close()
         await self._peer_connection.close()
         for callback in self._end_callbacks:
             callback()
@@ -226,11 +270,7 @@ class Call:
 
     def selected_path(self) -> dict[str, str] | None:
         """`{local, remote, protocol}`: candidate types of the nominated pair; None before there is one."""
-        for sender in self._peer_connection.getSenders():
-            pair = sender.transport.transport._connection._nominated.get(1)  # aiortc has no candidate-pair stats; this is aioice's own record
-            if pair is not None:
-                return {"local": pair.local_candidate.type, "remote": pair.remote_candidate.type, "protocol": pair.local_candidate.transport}
-        return None
+        return self._paths.selected()
 
     async def stats(self) -> dict[str, Any]:
         """The body of a `stats` frame, measured since about two seconds ago."""

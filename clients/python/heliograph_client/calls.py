@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import TimedOutError
 from .frames import Event
+from .ice_servers import Draining, IceServers
 
 if TYPE_CHECKING:
     from .call import Call, IcePolicy, Signaling
     from .opus import AudioProfile, Source
+
+_LOG = logging.getLogger("heliograph_client")
 
 
 class IncomingCall:
@@ -50,9 +54,11 @@ class IncomingCall:
 class Calls:
     """Hands a call's events to the call, or lets it ring."""
 
-    def __init__(self, client: Signaling, ice_servers: Callable[[], Any], on_begin: Callable[[], None]) -> None:
-        """`ice_servers` fetches those of the deployment; `on_begin` is told when a call begins."""
-        self._client, self._ice_servers, self._on_begin = client, ice_servers, on_begin
+    def __init__(
+        self, client: Signaling, fetch_servers: Callable[[], Awaitable[IceServers]], server_ms: Callable[[], int], on_begin: Callable[[], None]
+    ) -> None:
+        """`fetch_servers` fetches those of the deployment, `server_ms` is the server's time; `on_begin` is told when a call begins."""
+        self._client, self._fetch_servers, self._server_ms, self._on_begin = client, fetch_servers, server_ms, on_begin
         self._calls: dict[str, Call] = {}
         self._ringing: dict[str, IncomingCall] = {}
         self._incoming: asyncio.Queue[IncomingCall] = asyncio.Queue()
@@ -64,6 +70,8 @@ class Calls:
 
     async def handle(self, event: Event) -> None:
         """An event of any kind, one after the other, so that a candidate never overtakes its answer."""
+        if event.event == "relay_draining":
+            self._drain(event)
         call_id = event.body.get("call_id")
         if not isinstance(call_id, str) or event.room_id is None:
             return
@@ -76,6 +84,14 @@ class Calls:
             self._ringing[call_id].candidates.append(event.body)
         elif call_id in self._ringing and event.event == "bye":
             self._ringing.pop(call_id).is_over = True
+
+    def _drain(self, event: Event) -> None:
+        draining = Draining.parse(event.body)
+        if draining is None:
+            _LOG.warning("A relay_draining event could not be read, trace_id %s: %r", event.trace_id, event.body)
+            return
+        for call in self._calls.values():
+            call.drain(draining)
 
     async def incoming(self, timeout_s: float | None) -> IncomingCall:
         """The next call that rings and was not hung up meanwhile."""
@@ -105,8 +121,19 @@ class Calls:
         """A call that is neither offered nor answered yet."""
         from .call import Call
 
-        servers = await self._ice_servers() if ice_servers is None else ice_servers
-        call = Call(self._client, room_id, peer, call_id=call_id, ice_servers=servers, ice_policy=ice_policy, source=source, profile=profile)
+        fetch = self._fetch_servers if ice_servers is None else None  # an application's own servers are renewed by nobody
+        call = Call(
+            self._client,
+            room_id,
+            peer,
+            call_id=call_id,
+            ice_servers=await self._fetch_servers() if ice_servers is None else ice_servers,
+            ice_policy=ice_policy,
+            source=source,
+            profile=profile,
+            fetch_servers=fetch,
+            server_ms=self._server_ms,
+        )
         self._calls[call_id] = call
         self._ringing.pop(call_id, None)
         call.on_end(lambda: self._calls.pop(call_id, None))

@@ -18,6 +18,7 @@ from .errors import NotFoundError, SignedOutError
 from .events import Relayed, Subscription
 from .exchange import Body, Exchange
 from .frames import Ack, Event
+from .ice_servers import IceServers
 from .ids import make_id
 from .rest import Rest, Session
 from .rooms import Rooms
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .opus import AudioProfile, Source
 
 _LOG = logging.getLogger("heliograph_client")
+ICE_SERVERS_TIMEOUT_S = 5.0  # of an attempt: somebody waits for a path
 Status = Literal["online", "away", "busy", "on_a_call"]
 
 
@@ -50,7 +52,7 @@ class Client:
             self._current, lambda room_id, ack: self._rooms.acknowledged(room_id, ack), lambda connection, token: self._link.prove(connection, token)
         )
         self._rooms = Rooms(self._send_join, lambda path, query: self.rest.call("GET", path, query=query), self._ready, lambda: self.is_online)
-        self._calls = Calls(self, self.ice_servers, self._call_began)
+        self._calls = Calls(self, self._fetch_servers, lambda: self.rest.clock.now_ms(), self._call_began)
         self._relayed = Relayed()
         self._status: Status = "online"
         self._watched: list[str] | None = None
@@ -320,8 +322,10 @@ class Client:
 
     async def ice_servers(self) -> list[dict[str, Any]]:
         """STUN and TURN servers with time-limited credentials."""
-        servers: list[dict[str, Any]] = (await self.rest.call("GET", "/v1/ice-servers"))["ice_servers"]
-        return servers
+        return [dict(server) for server in (await self._fetch_servers()).servers]
+
+    async def _fetch_servers(self) -> IceServers:
+        return IceServers.parse(await self.rest.call("GET", "/v1/ice-servers", timeout_s=ICE_SERVERS_TIMEOUT_S))
 
     async def call(
         self,

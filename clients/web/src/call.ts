@@ -3,11 +3,14 @@
  * Knows WebRTC and the five signaling actions; must not know sockets, tokens or REST.
  */
 
-import { HeliographError, type Json, ours, text, whole } from "./errors";
+import { HeliographError, type Json, ours, text } from "./errors";
 import type { HeliographEvent } from "./frames";
 import { makeId, newTraceId } from "./ids";
-import { PathMeter, type Row, type SelectedPath, type StatsBody, type Totals, selectedPath, totals } from "./path";
-import { type AudioProfile, asking, describedPart } from "./sdp";
+import type { Draining } from "./iceServers";
+import { Negotiations } from "./negotiation";
+import { PathMeter, type Row, type SelectedPath, type StatsBody, type Totals, relayHosts, selectedPath, totals } from "./path";
+import { Restarts, type Supply, type Why } from "./restarts";
+import { type AudioProfile, asking, describedPart, ufragOf } from "./sdp";
 
 export type IcePolicy = "relay" | "all";
 export type Reason = "hangup" | "declined" | "busy" | "failed";
@@ -54,17 +57,17 @@ export class Call {
   onChange: () => void = () => undefined; // state, rung or end changed
 
   #pc: RTCPeerConnection;
-  #negotiationId = makeId("neg");
+  #negotiations: Negotiations;
+  #restarts: Restarts;
   #meter = new PathMeter();
   #connected: Promise<void>;
   #settle!: { connected: () => void; failed: (error: Error) => void; ended: (reason: string) => void };
-  #handling: Promise<void> = Promise.resolve(); // one event after the other, so that a candidate never overtakes its description
-  #outgoing: Promise<void>; // candidates follow the description: frames of one socket may be handled out of order
-  #describe!: () => void;
-  #early: Json[] = []; // candidates that came before the peer's description
+  #handling: Promise<void> = Promise.resolve(); // one event after the other
   #reporting: ReturnType<typeof setInterval> | undefined;
   #ownStream: MediaStream | undefined;
+  #asks: AudioProfile | undefined; // what the peer's descriptions are made to ask for
   #described = ""; // the described part of the profile in force
+  #isDescribed = false; // both descriptions are known
   #startedAtMs = performance.now();
 
   constructor(
@@ -73,14 +76,16 @@ export class Call {
     public peer: Peer,
     private options: CallOptions,
     callId?: string,
+    supply: Supply = { current: { servers: options.iceServers ?? [] }, nowMs: () => performance.now() },
   ) {
     this.callId = callId ?? makeId("call");
-    this.#pc = new RTCPeerConnection({ iceServers: options.iceServers ?? [], iceTransportPolicy: options.icePolicy ?? "all" });
+    const configuration: RTCConfiguration = { iceServers: supply.current.servers, iceTransportPolicy: options.icePolicy ?? "all" };
+    this.#pc = new RTCPeerConnection(configuration);
+    this.#negotiations = new Negotiations(this.#pc, configuration, (action, body) => this.#say(action, body), () => this.endReason !== undefined, (sdp) => this.#asked(sdp));
+    this.#restarts = new Restarts(supply, { restart: (servers) => this.#negotiations.restart(servers), giveUp: (reason) => void this.hangup(reason) });
     this.#connected = new Promise((connected, failed) => (this.#settle = { connected, failed, ended: () => undefined }));
     this.#connected.catch(() => undefined); // nobody may be waiting
     this.ended = new Promise((resolve) => (this.#settle.ended = resolve));
-    this.#outgoing = new Promise((resolve) => (this.#describe = resolve));
-    this.#pc.onicecandidate = ({ candidate }) => this.#trickle(candidate);
     this.#pc.ontrack = ({ track }) => this.remoteStream.addTrack(track);
     this.#pc.onconnectionstatechange = () => this.#onState();
   }
@@ -88,18 +93,13 @@ export class Call {
   /** Send the offer; candidates follow it. */
   async offer(): Promise<void> {
     await this.#speak();
-    await this.#pc.setLocalDescription(await this.#pc.createOffer());
-    await this.#sendDescription("offer");
+    await this.#begin(() => this.#negotiations.offer());
   }
 
   /** Answer the body of an `offer` event. */
   async answer(offer: Json): Promise<void> {
-    this.#negotiationId = String(offer["negotiation_id"]);
-    await this.#pc.setRemoteDescription({ type: "offer", sdp: String(offer["sdp"]) });
-    await this.#speak();
-    await this.#addEarly();
-    await this.#pc.setLocalDescription(await this.#pc.createAnswer());
-    await this.#sendDescription("answer");
+    await this.#begin(() => this.#negotiations.answer(offer, () => this.#speak()));
+    this.#isDescribed = true;
   }
 
   /** An event of this call; others are ignored. */
@@ -122,6 +122,21 @@ export class Call {
     if (this.endReason !== undefined) return;
     this.#end(reason);
     await this.#send("bye", { reason }).catch(() => undefined);
+  }
+
+  /** Move to another path now (an ICE restart), as after a change of network; the call does so by itself when it must, and audio goes on meanwhile. */
+  restart(): void {
+    this.#restarts.ask();
+  }
+
+  /** Relays go away: move, if this call is on one of them. */
+  async drain(draining: Draining): Promise<void> {
+    if (relayHosts(await this.#rows()).some((host) => draining.relayHosts.includes(host))) this.#restarts.drain(draining);
+  }
+
+  /** Why the call moved to another path, each time it did: renewal, draining, lost, asked, or peer (who began it). Oldest first. */
+  get restarts(): readonly Why[] {
+    return this.#restarts.done;
   }
 
   get state(): RTCPeerConnectionState {
@@ -170,31 +185,23 @@ export class Call {
     for (const track of stream.getAudioTracks()) this.#pc.addTrack(track, stream);
   }
 
-  async #sendDescription(action: "offer" | "answer"): Promise<void> {
-    this.#startedAtMs = performance.now();
+  async #begin(work: () => Promise<void>): Promise<void> {
     try {
-      await this.#send(action, { negotiation_id: this.#negotiationId, sdp: this.#pc.localDescription?.sdp });
+      await work();
     } catch (error) {
-      this.#end("failed", error instanceof HeliographError ? error : undefined); // refused: there is no call to say bye to
+      if (error instanceof HeliographError) this.#end("failed", error); // refused: there is no call to say bye to
       throw error;
     }
-    this.#describe();
-  }
-
-  #trickle(candidate: RTCIceCandidate | null): void {
-    if (candidate?.candidate === "") return; // one component's end; null is the end of all
-    const body = { candidate: candidate?.candidate ?? "", sdp_mid: candidate?.sdpMid ?? "0", sdp_m_line_index: candidate?.sdpMLineIndex ?? 0 };
-    this.#outgoing = this.#outgoing
-      .then(() => (this.endReason === undefined ? this.#send("candidate", { negotiation_id: this.#negotiationId, ...body }) : undefined))
-      .catch((error: unknown) => console.warn("heliograph: a candidate was not sent", error));
   }
 
   async #handle({ event, body }: HeliographEvent): Promise<void> {
     if (this.endReason !== undefined || !this.#isFromPeer(body["from"] as Peer | undefined)) return;
-    if (event === "answer") await this.#onAnswer(body);
-    else if (event === "candidate") await this.#onCandidate(body);
+    if (event === "offer") void this.#onOffer(body); // not waited for: it asks for servers, and a bye must not wait for that
+    else if (event === "answer") await this.#onAnswer(body);
+    else if (event === "candidate") await this.#negotiations.hearCandidate(body);
     else if (event === "bye") this.#end(text(body["reason"]) ?? "hangup");
     else if (event === "rung") await this.#applyRung(body as unknown as Rung);
+    else if (event === "callee_absent" && this.#isDescribed) this.#negotiations.absent();
     else if (event === "callee_absent") this.#end("absent", ours("callee_absent", "The callee has no live device; a push was sent."));
   }
 
@@ -205,31 +212,26 @@ export class Call {
   }
 
   async #onAnswer(body: Json): Promise<void> {
-    if (body["negotiation_id"] !== this.#negotiationId || this.#pc.signalingState !== "have-local-offer") return; // late, or from a second device
+    if (!(await this.#negotiations.hearAnswer(body))) return;
     this.peer = { ...this.peer, ...(body["from"] as Peer) }; // from now on this device, not every device of the account
-    await this.#pc.setRemoteDescription({ type: "answer", sdp: String(body["sdp"]) });
-    await this.#addEarly();
+    this.#isDescribed = true;
   }
 
-  async #onCandidate(body: Json): Promise<void> {
-    if (!this.#pc.remoteDescription) this.#early.push(body);
-    else await this.#addCandidate(body);
-  }
-
-  async #addEarly(): Promise<void> {
-    for (const body of this.#early.splice(0)) await this.#addCandidate(body);
-  }
-
-  async #addCandidate(body: Json): Promise<void> {
-    if (body["negotiation_id"] !== this.#negotiationId) return;
-    const [sdpMid, sdpMLineIndex] = [text(body["sdp_mid"]) ?? null, whole(body["sdp_m_line_index"]) ?? null];
-    await this.#pc.addIceCandidate({ candidate: text(body["candidate"]) ?? "", sdpMid, sdpMLineIndex });
+  /** The peer restarts ICE. */
+  async #onOffer(body: Json): Promise<void> {
+    if (this.connectMs === undefined) return; // the first offer is still on its way through; this one will be repeated
+    let servers = { servers: [] as RTCIceServer[] };
+    try {
+      if (await this.#negotiations.hearOffer(body, async () => (servers = await this.#restarts.fresh()).servers)) this.#restarts.answered(servers);
+    } catch (error) {
+      console.info("heliograph: the peer's ICE restart failed:", String(error));
+    }
   }
 
   async #applyRung(rung: Rung): Promise<void> {
     const before = this.rungs.at(-1)?.audio;
     await this.#setBitrate(rung.audio.bitrate_bps);
-    await this.#describeAnew(rung.audio);
+    await this.#negotiations.serially(() => this.#describeAnew(rung.audio));
     if (before?.bitrate_bps !== rung.audio.bitrate_bps || before.ptime_ms !== rung.audio.ptime_ms) this.#meter.restart();
     this.rungs.push(rung);
     this.onChange();
@@ -247,17 +249,26 @@ export class Call {
   /** Frame duration, channels, FEC and DTX: the peer's description is applied anew, on this side only; ICE and DTLS go on as they are. */
   async #describeAnew(audio: AudioProfile): Promise<void> {
     const remote = this.#pc.remoteDescription;
-    if (!remote || this.#pc.signalingState !== "stable" || this.#described === describedPart(audio)) return;
+    const local = this.#pc.localDescription;
+    this.#asks = audio; // of a description that is on its way, too
+    if (!remote || !local || this.#pc.signalingState !== "stable" || this.#described === describedPart(audio)) return;
     const asked = { type: remote.type, sdp: asking(remote.sdp, audio) };
     try {
-      if (remote.type === "answer") await this.#pc.setLocalDescription(await this.#pc.createOffer());
+      if (remote.type === "answer") await this.#pc.setLocalDescription(sameIce(await this.#pc.createOffer(), local));
       await this.#pc.setRemoteDescription(asked);
-      if (remote.type === "offer") await this.#pc.setLocalDescription(await this.#pc.createAnswer());
+      if (remote.type === "offer") await this.#pc.setLocalDescription(sameIce(await this.#pc.createAnswer(), local));
       this.#described = describedPart(audio);
     } catch (error) {
       console.warn("heliograph: only the bitrate of the rung is in force", error);
       await this.#rollBack();
     }
+  }
+
+  /** The peer's description, as if it asked for the rung in force. */
+  #asked(sdp: string): string {
+    if (!this.#asks) return sdp;
+    this.#described = describedPart(this.#asks);
+    return asking(sdp, this.#asks);
   }
 
   async #rollBack(): Promise<void> {
@@ -269,7 +280,10 @@ export class Call {
     if (this.state === "connected") {
       this.connectMs ??= Math.round(performance.now() - this.#startedAtMs);
       this.#settle.connected();
+      this.#restarts.connected();
       this.#reporting ??= setInterval(() => void this.sendStats().catch(() => undefined), REPORT_EVERY_MS); // one that did not get through is not worth repeating
+    } else if ((this.state === "disconnected" || this.state === "failed") && this.connectMs !== undefined) {
+      this.#restarts.lost();
     } else if (this.state === "failed") {
       void this.hangup("failed");
     }
@@ -280,6 +294,7 @@ export class Call {
     if (this.endReason !== undefined) return;
     this.endReason = reason;
     clearInterval(this.#reporting);
+    this.#restarts.stop();
     this.#pc.close();
     for (const track of this.#ownStream?.getTracks() ?? []) track.stop();
     this.#settle.failed(error);
@@ -287,7 +302,18 @@ export class Call {
     this.onChange();
   }
 
+  async #say(action: string, body: Json): Promise<void> {
+    if (action !== "candidate") this.#startedAtMs = performance.now();
+    await this.#send(action, body);
+  }
+
   async #send(action: string, body: Json): Promise<void> {
     await this.signaling.request(action, this.roomId, { call_id: this.callId, to: this.peer, ...body }, this.traceId);
   }
+}
+
+/** A description made for this side alone; one that would restart ICE, of which the peer knows nothing, is none. */
+function sameIce(description: RTCSessionDescriptionInit, local: RTCSessionDescription): RTCSessionDescriptionInit {
+  if (ufragOf(description.sdp ?? "") !== ufragOf(local.sdp)) throw new Error("an ICE restart is due first");
+  return description;
 }

@@ -3,6 +3,7 @@
 import { Call, type CallOptions, type Peer } from "./call";
 import { HeliographError, type Json, ours, text } from "./errors";
 import type { Ack, HeliographEvent } from "./frames";
+import { type IceServers, parseDraining, parseIceServers } from "./iceServers";
 import { makeId, newTraceId, toHex } from "./ids";
 import { Recovery } from "./recovery";
 import { Rest, type Session, backoffMs, proveAfterMs, sleep } from "./rest";
@@ -405,6 +406,7 @@ export class Client {
 
   /** Hand a call's event to the call, or let it ring. */
   #signal(event: HeliographEvent): void {
+    if (event.event === "relay_draining") this.#drain(event.body);
     const callId = text(event.body["call_id"]);
     if (callId === undefined || event.room_id === undefined) return;
     const [call, ringing] = [this.#calls.get(callId), this.#ringing.get(callId)];
@@ -413,6 +415,12 @@ export class Client {
     else if (ringing && event.event === "bye") this.#stopRinging(ringing);
     else if (!ringing && event.event === "offer") this.#ring(event.room_id, event.body);
     else if (!ringing && event.event === "candidate") this.#early = [...this.#early.slice(-63), event];
+  }
+
+  #drain(body: Json): void {
+    const draining = parseDraining(body);
+    if (draining) for (const call of this.#calls.values()) void call.drain(draining).catch(() => undefined);
+    else console.warn("heliograph: a relay_draining event could not be read", body);
   }
 
   #ring(roomId: string, offer: Json): void {
@@ -493,7 +501,12 @@ export class Client {
 
   /** STUN and TURN servers with time-limited credentials. */
   async iceServers(): Promise<RTCIceServer[]> {
-    return (await this.rest.call<{ ice_servers: RTCIceServer[] }>("GET", "/v1/ice-servers")).ice_servers;
+    return (await this.fetchIceServers()).servers;
+  }
+
+  /** The same with their end; calls ask for fresh ones by this. */
+  async fetchIceServers(): Promise<IceServers> {
+    return parseIceServers(await this.rest.call("GET", "/v1/ice-servers"));
   }
 
   /** Call a member of the room: the offer is out when this resolves; `await call.connected()` next. */
@@ -504,7 +517,9 @@ export class Client {
 
   /** A call that hears its events; `call` and `IncomingCall.answer` are what applications use. */
   async newCall(roomId: string, peer: Peer, options: CallOptions, callId?: string): Promise<Call> {
-    const call = new Call(this, roomId, peer, { ...options, iceServers: options.iceServers ?? (await this.iceServers()) }, callId);
+    const own = options.iceServers; // an application's own servers are renewed by nobody
+    const supply = { current: own ? { servers: own } : await this.fetchIceServers(), fetch: own ? undefined : () => this.fetchIceServers(), nowMs: () => this.rest.nowMs() };
+    const call = new Call(this, roomId, peer, options, callId, supply);
     this.#calls.set(call.callId, call);
     this.#ringing.delete(call.callId);
     void call.ended.then(() => this.#calls.delete(call.callId));

@@ -1,5 +1,7 @@
 /** What a call's path measured: `getStats()` in, the body of a `stats` frame out. Pure; knows the W3C statistics, nothing of sockets. */
 
+import { hostOf } from "./iceServers";
+
 export type Row = Record<string, unknown> & { type: string; id: string };
 
 /** The candidate types of the selected pair (RFC 8445) and the transport to the peer or the relay. */
@@ -39,6 +41,13 @@ export function selectedPath(rows: Row[]): SelectedPath | null {
   const remote = rows.find((row) => row.id === pair?.["remoteCandidateId"]);
   if (!local || !remote) return null;
   return { local: String(local["candidateType"]), remote: String(remote["candidateType"]), protocol: String(local["relayProtocol"] ?? local["protocol"]) };
+}
+
+/** The relay that carries the selected pair on our side, by its address and by the host of its URL; none when the pair needs none. */
+export function relayHosts(rows: Row[]): string[] {
+  const local = rows.find((row) => row.id === selectedPair(rows)?.["localCandidateId"]);
+  if (local?.["candidateType"] !== "relay") return [];
+  return [local["address"] ?? local["ip"], hostOf(String(local["url"] ?? ""))].filter((host): host is string => typeof host === "string" && host !== "");
 }
 
 function selectedPair(rows: Row[]): Row | undefined {

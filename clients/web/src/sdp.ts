@@ -45,3 +45,14 @@ function parameter(text: string): [string, string] {
 export function describedPart(audio: AudioProfile): string {
   return [audio.ptime_ms, audio.channels, audio.fec, audio.dtx].join();
 }
+
+/** Whether a candidate belongs to the ICE credentials of this description; one without a `ufrag` (it is browsers that write it) does. */
+export function isOf(candidate: string, sdp: string): boolean {
+  const ufrag = / ufrag (\S+)/.exec(candidate)?.[1];
+  return ufrag === undefined || sdp.split("\r\n").includes(`a=ice-ufrag:${ufrag}`);
+}
+
+/** The ICE credentials of a description; those of its first section, as all are bundled. */
+export function ufragOf(sdp: string): string | undefined {
+  return /^a=ice-ufrag:(\S+)/m.exec(sdp)?.[1];
+}

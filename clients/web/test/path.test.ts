@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { PathMeter, type Row, selectedPath, totals } from "../src/path";
+import { PathMeter, type Row, relayHosts, selectedPath, totals } from "../src/path";
 
 /** Statistics as Chromium reports them, cut to what is read. */
 function rows(change: { packets?: number; bytes?: number; rtcpAt?: number; loss?: number; rttS?: number; estimate?: number } = {}): Row[] {
@@ -66,4 +66,11 @@ test("the rate is that of the last two seconds, so that a pause between words is
 test("statistics of a call that has not begun make an empty report", () => {
   assert.deepEqual(new PathMeter().report([], 0, false), { has_video: false });
   assert.deepEqual(new PathMeter().report([{ type: "outbound-rtp", id: "O", kind: "audio", packetsSent: Number.NaN }], 0, false), { has_video: false });
+});
+
+test("the relay in use is told by its address and its URL, and only when the path needs one", () => {
+  const relayed = rows().map((row) => (row.id === "L" ? { ...row, address: "203.0.113.7", url: "turn:relay.example:3478?transport=udp" } : row));
+  assert.deepEqual(relayHosts(relayed), ["203.0.113.7", "relay.example"]);
+  assert.deepEqual(relayHosts(rows()), [], "an address that is not told");
+  assert.deepEqual(relayHosts(rows().filter((row) => row.type !== "transport")), [], "a direct path");
 });

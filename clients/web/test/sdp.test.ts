@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { asking, describedPart } from "../src/sdp";
+import { asking, describedPart, isOf, ufragOf } from "../src/sdp";
 
 const PROFILE = { bitrate_bps: 16_000, channels: 1, ptime_ms: 60, fec: true, loss_percent: 10, dtx: true };
 const HEAD = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n";
@@ -33,4 +33,12 @@ test("Opus without parameters gets them, a description without Opus stays as it 
 test("a change of the bitrate alone needs no new description", () => {
   assert.equal(describedPart(PROFILE), describedPart({ ...PROFILE, bitrate_bps: 24_000, loss_percent: 20 }));
   assert.notEqual(describedPart(PROFILE), describedPart({ ...PROFILE, ptime_ms: 40 }));
+});
+
+test("a candidate belongs to the description whose ICE credentials it names, or names none", () => {
+  const sdp = `${HEAD}${AUDIO}a=ice-ufrag:abcd\r\n`;
+  const line = "candidate:1 1 udp 1 203.0.113.7 9 typ host generation 0";
+  assert.deepEqual([isOf(`${line} ufrag abcd network-id 1`, sdp), isOf(line, sdp), isOf("", sdp)], [true, true, true]);
+  assert.deepEqual([isOf(`${line} ufrag abc`, sdp), isOf(`${line} ufrag abcde network-id 1`, sdp), isOf(`${line} ufrag abcd`, "")], [false, false, false]);
+  assert.deepEqual([ufragOf(sdp), ufragOf(HEAD)], ["abcd", undefined]);
 });
