@@ -17,25 +17,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heliograph.ice import turn_key
-from media_fleet.stun import Address
-from media_fleet.turn import CloseRelay, FiveTuple, Identity, OpenRelay, PeerPolicy, SendToClient, SendToPeer, TurnServer, TurnSettings
+from media_fleet.stun import Address, Icmp
+from media_fleet.turn import FiveTuple, Identity, PeerPolicy, TurnServer, TurnSettings
+from media_fleet.turn.effects import Bind, CloseRelay, Ended, Extend, Install, OpenRelays, Permit, SendToClient, SendToPeer, SendToSibling
 
 NOW = 1_800_000_000.0
 REALM = "heliograph"
 HOSTS = {4: "52.1.2.3", 6: "2a05:d018::1"}
 LISTENER = ("10.0.0.1", 3478)
 PORTS = (50_000, 50_015)
-AMPLIFICATION = 5  # an answer to a stranger is at most so many times as long as what asked for it
+AMPLIFICATION = 4  # an answer to a stranger is at most so many times as long as what asked for it
 OVERHEAD = 512  # bytes that an answer to somebody known may be longer than the request
 WRAPPING = 52  # bytes around relayed data: header, XOR-PEER-ADDRESS and DATA of an indication
 ALLOCATIONS, PER_ACCOUNT, PERMISSIONS, CHANNELS, ENDED = 4, 3, 4, 3, 4
-ENTRIES = ALLOCATIONS * (PERMISSIONS + 2 * CHANNELS + 8) + 2 * ALLOCATIONS + 64 + ENDED  # all that all tables of this server may hold
-OF_STRANGERS: frozenset[str] = frozenset()  # attributes of the server that may remember who did not authenticate, bounded by themselves
+RESERVATION_S, BYTES_PER_S, ANSWERS_PER_S, ANSWERS = 30, 100_000, 1.0, 24
+ENTRIES = ALLOCATIONS * (PERMISSIONS + 2 * CHANNELS + 12) + 4 * ALLOCATIONS + 64 + ENDED  # all that all tables of this server may hold
+OF_STRANGERS = frozenset(("_sources", "counts"))  # what may remember who did not authenticate: a table of a fixed size, and counts by error code
 
 BINDING, ALLOCATE, REFRESH, SEND, DATA, CREATE_PERMISSION, CHANNEL_BIND = 1, 3, 4, 6, 7, 8, 9
 REQUEST, INDICATION, SUCCESS, ERROR = 0x000, 0x010, 0x100, 0x110
 USERNAME, INTEGRITY, ERROR_CODE, CHANNEL_NUMBER, LIFETIME, PEER_ADDRESS, DATA_VALUE, REALM_NAME, NONCE = 0x06, 0x08, 0x09, 0x0C, 0x0D, 0x12, 0x13, 0x14, 0x15
-RELAYED_ADDRESS, FAMILY, TRANSPORT, FINGERPRINT = 0x16, 0x17, 0x19, 0x8028
+RELAYED_ADDRESS, FAMILY, TRANSPORT, RESERVATION_TOKEN, FINGERPRINT = 0x16, 0x17, 0x19, 0x22, 0x8028
 KNOWN = frozenset((USERNAME, CHANNEL_NUMBER, LIFETIME, PEER_ADDRESS, DATA_VALUE, REALM_NAME, NONCE, FAMILY, TRANSPORT))
 COOKIE = b"\x21\x12\xa4\x42"
 USERS = {"ann": "pass", "bob": "word", "old": "gone"}
@@ -146,53 +148,97 @@ class Holding:
     """What one client has, by the server's answers to it."""
 
     username: str
-    expires_at: float
-    ports: set[int]
+    relays: dict[int, float]  # relay id -> expires at
     granted: dict[str, float] = field(default_factory=dict)
     channels: dict[int, tuple[Address, float]] = field(default_factory=dict)
     offered: list[int] = field(default_factory=lambda: [0, 0])  # datagrams and bytes of data from the client, relayed or not
     relayed: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # datagrams and bytes from the client, datagrams and bytes to it
     told: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # the same by the server's counters
 
+    def relay_for(self, host: str, now: float) -> int | None:
+        """The living relay of this host's family."""
+        return next((relay_id for relay_id, until in self.relays.items() if is_ipv6(relay_id) == (":" in host) and until > now), None)
+
+    def forget(self, relay_id: int) -> None:
+        """Without a relay there are no permissions and channels of its family."""
+        del self.relays[relay_id]
+        self.granted = {host: until for host, until in self.granted.items() if (":" in host) != is_ipv6(relay_id)}
+        self.channels = {number: bound for number, bound in self.channels.items() if (":" in bound[0][0]) != is_ipv6(relay_id)}
+
+
+@dataclass(slots=True)
+class Path:
+    """What a data path outside Python was told about one relay."""
+
+    client: FiveTuple
+    until: float
+    permits: dict[str, float] = field(default_factory=dict)
+    binds: dict[int, tuple[Address, float]] = field(default_factory=dict)
+
 
 @dataclass(slots=True)
 class Done:
-    """Effects by kind, after every OpenRelay among them was answered; `closed` says whose the sockets were."""
+    """Effects by kind, after every OpenRelays among them was answered; `closed` says whose the sockets were."""
 
     to_clients: list[tuple[FiveTuple, bytes]] = field(default_factory=list)
     to_peers: list[tuple[int, bytes, Address]] = field(default_factory=list)
+    to_siblings: list[tuple[int, bytes, Address]] = field(default_factory=list)
     opened: list[int] = field(default_factory=list)
-    closed: list[FiveTuple] = field(default_factory=list)
+    closed: list[tuple[int, FiveTuple | None]] = field(default_factory=list)
+    ended: list[FiveTuple] = field(default_factory=list)
+
+    def sent(self) -> int:
+        """How many datagrams leave."""
+        return len(self.to_clients) + len(self.to_peers) + len(self.to_siblings)
+
+
+def relay_id_of(address: Address) -> int:
+    """The port, and 65,536 more for IPv6."""
+    return address[1] + (65_536 if ":" in address[0] else 0)
+
+
+def is_ipv6(relay_id: int) -> bool:
+    return relay_id >= 65_536
 
 
 class World:
-    """One server with five clients; each verb is judged."""
+    """One server with five clients; each verb is judged. `families` are those of its relayed addresses; with two `workers` half of the ports are another's."""
 
-    def __init__(self, family: int = 4) -> None:
-        self.now, self.host, self.does_open = NOW, HOSTS[family], True
+    def __init__(self, *families: int, workers: int = 1) -> None:
+        self.now, self.does_open, self.opens_ipv6 = NOW, True, True
+        self.hosts = tuple(HOSTS[family] for family in families or (4,))
         self.tally: Counter[str] = Counter()
         numbers = itertools.count(1)
 
         def random(count: int) -> bytes:
             return b"".join((next(numbers) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "big") for _ in range(-(-count // 8)))[:count]
 
-        settings = TurnSettings(
+        self.settings = TurnSettings(
             realm=REALM,
-            relay_host=self.host,
+            relay_hosts=self.hosts,
+            reservation_s=RESERVATION_S,
             min_port=PORTS[0],
             max_port=PORTS[1],
+            workers=workers,
             allocations_per_account=PER_ACCOUNT,
             max_allocations=ALLOCATIONS,
             max_permissions=PERMISSIONS,
             max_channels=CHANNELS,
+            account_bytes_per_s=BYTES_PER_S,
+            unauthenticated_per_s=ANSWERS_PER_S,
+            unauthenticated_burst=ANSWERS,
             ended_kept=ENDED,
         )
-        own = [LISTENER, (self.host, LISTENER[1])]
-        self.server = TurnServer(settings, _identity, random, PeerPolicy((), own, self.host, range(PORTS[0], PORTS[1] + 1)))
+        assert len(self.settings.hosts) == len(self.hosts)  # asked now, because the settings remember it
+        own = [LISTENER, *((host, LISTENER[1]) for host in self.hosts)]
+        self.server = TurnServer(self.settings, _identity, random, PeerPolicy((), own, self.hosts, range(PORTS[0], PORTS[1] + 1)))
         hosts = (("198.51.100.7", 40_000, "udp"), ("198.51.100.7", 40_001, "udp"), ("203.0.113.9", 40_000, "udp"), ("2001:db8::7", 40_000, "udp"))
         self.clients: list[FiveTuple] = [((host, port), LISTENER, transport) for host, port, transport in (*hosts, ("198.51.100.8", 40_000, "tcp"))]
         self.holdings: dict[FiveTuple, Holding] = {}
-        self.sockets: dict[int, FiveTuple] = {}
+        self.sockets: dict[int, FiveTuple | None] = {}  # by relay id; None: reserved
+        self.reserved: dict[int, tuple[str, float]] = {}  # relay id -> user, expires at
+        self.tokens: list[bytes] = []
+        self.path: dict[int, Path] = {}
         self.transactions = itertools.count(1)
         self.last_transaction = bytes(12)
         self._empty = self._kept = self._entries()
@@ -234,15 +280,37 @@ class World:
         self._look()
         return None if answer is None else read(answer)
 
-    def receive_from_peer(self, port: int, peer: Address, data: bytes) -> None:
-        """A datagram on the relay socket of this port."""
-        done = self._perform(self.server.receive_from_peer(data, port, peer, self.now))
-        self._none(done.to_peers, "a peer's datagram went to a peer")
+    def receive_from_peer(self, relay_id: int, peer: Address, data: bytes) -> None:
+        """A datagram on this relay socket."""
+        done = self._perform(self.server.receive_from_peer(data, relay_id, peer, self.now))
+        self._none(done.to_peers + done.to_siblings, "a peer's datagram went to a peer")
         self._none(done.closed, "a peer's datagram ended an allocation")
         if done.to_clients:
             self._one(done.to_clients, "a peer's datagram")
-            self._delivered(port, peer, data, *done.to_clients[0])
+            self._delivered(relay_id, peer, data, *done.to_clients[0])
         self.tally["from a peer: delivered" if done.to_clients else "from a peer: dropped"] += 1
+        self._look()
+
+    def receive_icmp(self, relay_id: int, peer: Address, icmp: Icmp) -> None:
+        """ICMP about a datagram from this relay socket to this peer."""
+        done = self._perform(self.server.receive_icmp(icmp, relay_id, peer, self.now))
+        self._none(done.to_peers + done.to_siblings + done.closed, "ICMP did more than it may")
+        if done.to_clients:
+            self._one(done.to_clients, "ICMP")
+            to, data = done.to_clients[0]
+            self._permitted(relay_id, peer, to)
+            said = read(data)
+            self._must(said is not None and (said.method, said.kind) == (DATA, INDICATION) and said.peers() == [peer], "ICMP is told in another form")
+        self.tally["icmp: told" if done.to_clients else "icmp: dropped"] += 1
+        self._look()
+
+    def lose(self, who: int) -> None:
+        """This client's connection is gone, and with it its allocation."""
+        client = self.clients[who]
+        done = self._perform(self.server.connection_lost(client, self.now))
+        self._must(not done.sent(), "a lost connection sent something")
+        self._closed(done, client)
+        self._must(client not in self.holdings, "a lost connection left its allocation")
         self._look()
 
     def wait(self, seconds: float, does_tick: bool = True) -> None:
@@ -254,9 +322,10 @@ class World:
     def tick(self) -> None:
         done = self._perform(self.server.tick(self.now))
         self._kept = self._entries()
-        self._none(done.to_clients + done.to_peers, "a tick sent something")
+        self._must(not done.sent(), "a tick sent something")
         self._closed(done, None)
-        self._must(not any(holding.expires_at <= self.now for holding in self.holdings.values()), "an allocation outlived its lifetime and a tick")
+        late = [until for holding in self.holdings.values() for until in holding.relays.values()] + [until for _, until in self.reserved.values()]
+        self._must(min(late, default=self.now + 1) > self.now, "an allocation or a reservation outlived its time and a tick")
         deadline = self.server.next_deadline()
         self._must(deadline is None or deadline > self.now, "after a tick the next deadline has passed")
         self._look()
@@ -264,7 +333,7 @@ class World:
     def finish(self) -> None:
         """A day later nothing is left."""
         self.wait(100_000.0)
-        self._must(not self.holdings and not self.sockets and self.server.live == 0, "allocations are left after a day")
+        self._must(not self.holdings and not self.sockets and not self.path and self.server.live == 0, "allocations are left after a day")
         self._must(self.server.next_deadline() is None, "a deadline is left after a day")
         self._must(self._kept <= self._empty + ENDED, "something is remembered after a day")
 
@@ -287,7 +356,7 @@ class World:
         said = None if answer is None else read(answer)
         self.tally[f"{asked.method}: {'silence' if answer is None else _outcome(answer)}"] += 1
         if said is None or answer is None or said.kind == ERROR or asked.method == BINDING:
-            self._must(all(self.sockets.get(port) is None for port in done.opened), "what was refused left a relay socket open")
+            self._must(not any(relay_id in self.sockets for relay_id in done.opened), "what was refused left a relay socket open")
             self._closed(done, None)
             return
         self._must(is_signed(answer, turn_key(username, REALM, USERS[username])), "a success is not signed with the key of who asked")
@@ -303,17 +372,34 @@ class World:
             self._granted(holding, asked, said)
 
     def _allocated(self, client: FiveTuple, username: str, said: Read, done: Done) -> None:
-        ports = {address[1] for number, value in said.values if number == RELAYED_ADDRESS and (address := xored(value, said.transaction_id))}
+        addresses = [xored(value, said.transaction_id) for number, value in said.values if number == RELAYED_ADDRESS]
+        relays = {relay_id_of(address) for address in addresses if address is not None and address[0] in self.hosts}
+        self._must(bool(relays) and len(relays) == len(addresses), "a relayed address is not ours")
         if client in self.holdings:  # a retransmission
             self._none(done.opened, "a retransmission opened another socket")
-            self._must(ports <= self.holdings[client].ports, "a retransmission got another address")
+            self._must(self.holdings[client].username == username, "a retransmission by somebody else")
             return
-        self._must(bool(ports) and ports <= set(done.opened), "the relayed address is not the one that was opened")
-        self.holdings[client] = Holding(username, self.now + (said.number(LIFETIME) or 0), set(done.opened))
+        until = self.now + (said.number(LIFETIME) or 0)
+        self.holdings[client] = Holding(username, dict.fromkeys(relays, until))
+        token = said.first(RESERVATION_TOKEN)
+        spare = set(done.opened) - relays
+        self._must(len(spare) == (token is not None), "sockets are open that nobody has")
+        for relay_id in spare:
+            self._must(relay_id - 1 in relays and relay_id % 2 == 1, "the reserved port is not the next one")
+            self.sockets[relay_id] = None
+            self.reserved[relay_id] = username, self.now + RESERVATION_S
+            self.tokens.append(token or b"")
+        for relay_id in relays - set(done.opened):
+            holder, until = self.reserved.pop(relay_id, ("", 0.0))
+            self._must(holder == username and until > self.now, "a relayed address that was neither opened nor reserved for this user")
+            self.sockets[relay_id] = client
 
     def _granted(self, holding: Holding, asked: Read, said: Read) -> None:
         if asked.method == REFRESH:
-            holding.expires_at = self.now + (said.number(LIFETIME) or 0)
+            family = asked.first(FAMILY)
+            for relay_id in holding.relays:
+                if family is None or is_ipv6(relay_id) == (family[:1] == b"\x02"):
+                    holding.relays[relay_id] = self.now + (said.number(LIFETIME) or 0)
         peers = asked.peers() if asked.method == CREATE_PERMISSION else asked.peers()[:1]
         for peer in peers if asked.method in (CREATE_PERMISSION, CHANNEL_BIND) else ():
             self._must(self._may_reach(peer[0]), f"a permission for {peer[0]}")
@@ -321,7 +407,7 @@ class World:
         if asked.method == CHANNEL_BIND:
             number = (asked.number(CHANNEL_NUMBER) or 0) >> 16
             self._must(0x4000 <= number <= 0x4FFF and bool(peers), "a channel out of range, or to nobody")
-            self._must(peers[0][0] != self.host or PORTS[0] <= peers[0][1] <= PORTS[1], "a channel to our own machine")
+            self._must(peers[0][0] not in self.hosts or PORTS[0] <= peers[0][1] <= PORTS[1], "a channel to our own machine")
             clash = (peer for other, (peer, until) in holding.channels.items() if until > self.now and (other == number) != (peer == peers[0]))
             self._none(list(clash), "two channels for one peer, or two peers for one channel")
             holding.channels[number] = (peers[0], self.now + 600.0)
@@ -330,25 +416,32 @@ class World:
         """ChannelData or a Send indication: one datagram to a permitted peer, or over to another client of ours, or silence."""
         self._none(done.opened, "data opened a relay socket")
         _offer(self.holdings.get(client), data)
-        self._must(len(done.to_clients) + len(done.to_peers) <= 1, "one datagram became several")
-        if not done.to_clients and not done.to_peers:
+        self._must(done.sent() <= 1, "one datagram became several")
+        if not done.sent():
             self.tally["from a client: dropped"] += 1
             return
         holding = self.holdings.get(client)
-        self._must(holding is not None and holding.expires_at > self.now, "data without an allocation")
+        self._must(holding is not None, "data without an allocation")
         assert holding is not None
         peer, payload = self._meant(holding, data, asked)
+        relay_id = holding.relay_for(peer[0], self.now)
+        self._must(relay_id is not None, "data by a relay that is over, or of another family")
+        assert relay_id is not None
         self._must(holding.granted.get(peer[0], 0.0) > self.now or asked is None, f"data to {peer} without a permission")
         self._must(self._may_reach(peer[0]), f"data to {peer}")
+        ours = self.hosts[[is_ipv6(relay_id_of((host, 0))) for host in self.hosts].index(is_ipv6(relay_id))], relay_id & 0xFFFF
         if done.to_peers:
-            port, sent, to = done.to_peers[0]
-            self._must(port in holding.ports and to == peer and sent == payload, f"data for {peer} went to {to}, or from another's port, or changed")
-            self._must(peer[0] != self.host, "data to our own machine left by a socket")
+            left, sent, to = done.to_peers[0]
+            self._must(left == relay_id and to == peer and sent == payload, f"data for {peer} went to {to}, or from another's port, or changed")
+            self._must(peer[0] not in self.hosts, "data to our own machine left by a socket")
+        elif done.to_siblings:
+            self._must(done.to_siblings[0] == (relay_id_of(peer), payload, ours) and peer[0] in self.hosts, "data for a sibling went elsewhere, or changed")
+            self._must(self.settings.is_a_siblings(relay_id_of(peer)), "a sibling got what is not its own")
         else:
-            self._must(peer[0] == self.host, "data for a peer went to a client")
-            self._delivered(peer[1], (self.host, min(holding.ports)), payload, *done.to_clients[0])
+            self._must(peer[0] in self.hosts, "data for a peer went to a client")
+            self._delivered(relay_id_of(peer), ours, payload, *done.to_clients[0])
         _count(holding, 0, payload)
-        self.tally["from a client: relayed" if done.to_peers else "from a client: to another client"] += 1
+        self.tally[f"from a client: {'relayed' if done.to_peers else 'to a sibling' if done.to_siblings else 'to another client'}"] += 1
 
     def _meant(self, holding: Holding, data: bytes, asked: Read | None) -> tuple[Address, bytes]:
         """Whom a client's data is for, and what it is."""
@@ -361,17 +454,22 @@ class World:
         self._must(until > self.now and len(data) >= 4 + length, "ChannelData on no channel, or too short, was relayed")
         return peer, data[4 : 4 + length]
 
-    def _delivered(self, port: int, peer: Address, payload: bytes, to: FiveTuple, data: bytes) -> None:
-        """A datagram reached a client: the one that has the port, which permitted the peer."""
-        holding = self.holdings.get(self.sockets.get(port, to))
-        self._must(holding is not None and self.sockets.get(port) == to and holding.expires_at > self.now, "data reached a client that does not have the port")
-        assert holding is not None
-        self._must(holding.granted.get(peer[0], 0.0) > self.now, f"data from {peer} reached a client without a permission")
+    def _delivered(self, relay_id: int, peer: Address, payload: bytes, to: FiveTuple, data: bytes) -> None:
+        """A datagram reached a client: the one that has the relay, which permitted the peer."""
+        holding = self._permitted(relay_id, peer, to)
         self._must(payload in data and len(data) <= len(payload) + WRAPPING, "data changed on its way to the client")
         _count(holding, 1, payload)
 
+    def _permitted(self, relay_id: int, peer: Address, to: FiveTuple) -> Holding:
+        holding = self.holdings.get(to)
+        has = holding is not None and self.sockets.get(relay_id) == to and holding.relays.get(relay_id, 0.0) > self.now
+        self._must(has, "data reached a client that does not have the port")
+        assert holding is not None
+        self._must(holding.granted.get(peer[0], 0.0) > self.now, f"data from {peer} reached a client without a permission")
+        return holding
+
     def _answer(self, client: FiveTuple, data: bytes, asked: Read, done: Done) -> bytes | None:
-        self._none(done.to_peers, "a request sent something to a peer")
+        self._none(done.to_peers + done.to_siblings, "a request sent something to a peer")
         if not done.to_clients:
             return None
         self._one(done.to_clients, "a request")
@@ -386,30 +484,54 @@ class World:
 
     def _closed(self, done: Done, ends: FiveTuple | None) -> None:
         """Only what expired, or what its owner ended, is closed."""
-        for client in set(done.closed) & self.holdings.keys():
-            self._must(client == ends or self.holdings[client].expires_at <= self.now, "a living allocation was ended")
-            del self.holdings[client]
+        over = set()
+        for relay_id, client in done.closed:
+            if client is None:
+                self._must(self.reserved.pop(relay_id)[1] <= self.now, "a reservation was ended early")
+                continue
+            self._must(client == ends or self.holdings[client].relays[relay_id] <= self.now, "a living allocation was ended")
+            self.holdings[client].forget(relay_id)
+            if not self.holdings[client].relays:
+                del self.holdings[client]
+                over.add(client)
+        self._must(over == set(done.ended) and len(over) == len(done.ended), "the shell was not told what ended")
 
     def _look(self) -> None:
         """What must always hold."""
-        self._must(self.server.live == len(self.holdings) <= ALLOCATIONS, f"{self.server.live} allocations, {len(self.holdings)} by the answers")
+        self._must(self.server.live == len(self.holdings), f"{self.server.live} allocations, {len(self.holdings)} by the answers")
+        self._must(len(self.holdings) + len(self.reserved) <= ALLOCATIONS, "more allocations and reservations than the settings allow")
         self._must(self._kept <= self._empty + ENTRIES, "the tables are larger than the settings allow")
-        accounts = Counter(holding.username for holding in self.holdings.values())
+        accounts = Counter([holding.username for holding in self.holdings.values()] + [username for username, _ in self.reserved.values()])
         self._must(max(accounts.values(), default=0) <= PER_ACCOUNT, "an account has more than its quota")
-        for usage in self.server.allocations():
-            if usage.ended_at_ms is None:
-                holding = next(held for client, held in self.holdings.items() if usage.client_address in _texts(client[0]))
-                told = [usage.from_client_packets, usage.from_client_bytes, usage.to_client_packets, usage.to_client_bytes]
-                self._must(all(map(int.__ge__, told, holding.told)), f"counters {holding.told} went to {told}")
-                is_true = all(map(int.__ge__, told, holding.relayed)) and all(map(int.__le__, told[:2], holding.offered)) and told[2:] == holding.relayed[2:]
-                self._must(is_true, f"counters {told} tell of {holding.relayed} relayed")
-                holding.told = told
+        relays = {relay_id: client for client, holding in self.holdings.items() for relay_id in holding.relays}
+        self._must(self.sockets == relays | dict.fromkeys(self.reserved), "sockets are open that nobody has, or the other way round")
+        self._must(self.path.keys() == relays.keys(), "the data path knows other relays than there are")
+        for relay_id, path in self.path.items():
+            self._look_at_path(relay_id, path)
+        for client, holding in self.holdings.items():
+            usage = self.server.usage(client)
+            self._must(usage is not None, "an allocation without a count")
+            assert usage is not None
+            told = [usage.from_client_packets, usage.from_client_bytes, usage.to_client_packets, usage.to_client_bytes]
+            self._must(all(map(int.__ge__, told, holding.told)), f"counters {holding.told} went to {told}")
+            is_true = all(map(int.__ge__, told, holding.relayed)) and all(map(int.__le__, told[:2], holding.offered)) and told[2:] == holding.relayed[2:]
+            self._must(is_true, f"counters {told} tell of {holding.relayed} relayed")
+            holding.told = told
+
+    def _look_at_path(self, relay_id: int, path: Path) -> None:
+        """A data path that forwards by itself was told what the clients were told, and nothing else."""
+        holding = self.holdings[path.client]
+        self._must(relay_id in holding.relays and path.until == holding.relays[relay_id], "the data path knows another end of a relay")
+        granted = {host: until for host, until in holding.granted.items() if until > self.now and (":" in host) == is_ipv6(relay_id)}
+        self._must({host: until for host, until in path.permits.items() if until > self.now} == granted, "the data path knows other permissions")
+        channels = {number: bound for number, bound in holding.channels.items() if bound[1] > self.now and (":" in bound[0][0]) == is_ipv6(relay_id)}
+        self._must({number: bound for number, bound in path.binds.items() if bound[1] > self.now} == channels, "the data path knows other channels")
 
     def _has(self, client: FiveTuple, username: str) -> bool:
         return client in self.holdings and self.holdings[client].username == username
 
     def _may_reach(self, host: str) -> bool:
-        return host == self.host or is_public(host)
+        return host in self.hosts or is_public(host)
 
     # The shell's part
 
@@ -419,29 +541,53 @@ class World:
             if isinstance(effect, SendToClient):
                 done.to_clients.append((effect.five_tuple, bytes(effect.data)))
             elif isinstance(effect, SendToPeer):
-                done.to_peers.append((effect.port, bytes(effect.data), effect.peer))
+                done.to_peers.append((effect.relay_id, bytes(effect.data), effect.peer))
+            elif isinstance(effect, SendToSibling):
+                done.to_siblings.append((effect.relay_id, bytes(effect.data), effect.sender))
             elif isinstance(effect, CloseRelay):
-                self._must(effect.port in self.sockets, "a socket was closed that was not open")
-                done.closed.append(self.sockets.pop(effect.port))
-            elif isinstance(effect, OpenRelay):
+                self._must(effect.relay_id in self.sockets, "a socket was closed that was not open")
+                done.closed.append((effect.relay_id, self.sockets.pop(effect.relay_id)))
+                self.path.pop(effect.relay_id, None)
+            elif isinstance(effect, Ended):
+                done.ended.append(effect.five_tuple)
+            elif isinstance(effect, OpenRelays):
                 self._open(effect, done)
             else:
-                raise Finding(f"an unknown effect {effect!r}")
+                self._tell_path(effect)
         return done
 
-    def _open(self, effect: OpenRelay, done: Done) -> None:
-        self._must(bool(effect.ports) and all(PORTS[0] <= port <= PORTS[1] for port in effect.ports), "a relay socket out of range")
-        free = [port for port in effect.ports if port not in self.sockets]
-        self._must(free == list(effect.ports), "a relay socket where another one is open")
-        port = free[0] if self.does_open else None
-        if port is not None:
-            self.sockets[port] = effect.five_tuple
-            done.opened.append(port)
-        more = self._perform(self.server.relay_opened(effect.five_tuple, port, self.now))
+    def _tell_path(self, effect: Any) -> None:
+        """The data path's part."""
+        if isinstance(effect, Install):
+            relay_id = effect.relayed.relay_id
+            self._must(relay_id in self.sockets and relay_id not in self.path, "a relay was installed that is not open, or twice")
+            self.path[relay_id] = Path(effect.five_tuple, effect.expires_at)
+            return
+        self._must(effect.relay_id in self.path, f"the data path is told about a relay that it does not have: {effect}")
+        path = self.path[effect.relay_id]
+        if isinstance(effect, Extend):
+            path.until = effect.expires_at
+        elif isinstance(effect, Permit):
+            path.permits[effect.host] = effect.expires_at
+        elif isinstance(effect, Bind):
+            self._must(effect.is_own == (effect.peer[0] in self.hosts) and not effect.may_leave, "the data path may send to our own machine")
+            path.binds[effect.number] = (effect.peer, effect.expires_at)
+        else:
+            raise Finding(f"an unknown effect {effect!r}")
+
+    def _open(self, effect: OpenRelays, done: Done) -> None:
+        for relay_id in (relay_id for choice in effect.choices for relay_id in choice):
+            self._must(self.settings.is_mine(relay_id), "a relay socket out of range")
+            self._must(relay_id not in self.sockets, "a relay socket where another one is open")
+        can = (choice for choice in effect.choices if self.does_open and (self.opens_ipv6 or not any(map(is_ipv6, choice))))
+        choice = next(can, None)
+        for relay_id in choice or ():
+            self.sockets[relay_id] = effect.five_tuple
+            done.opened.append(relay_id)
+        more = self._perform(self.server.relays_opened(effect.five_tuple, choice, self.now))
+        self._none(more.closed + more.ended + more.opened, "opening closed something")
         done.to_clients += more.to_clients
         done.to_peers += more.to_peers
-        done.opened += more.opened
-        done.closed += more.closed
 
     def _entries(self) -> int:
         """How many entries all tables of the server hold, whatever they are called. The memory of verdicts about peers is no table of clients."""
@@ -494,7 +640,3 @@ def _count(holding: Holding, direction: int, payload: bytes) -> None:
 
 
 _PLAIN = frozenset((str, bytes, int, float, bool, tuple, type(None)))
-
-
-def _texts(address: Address) -> tuple[str, str]:
-    return f"{address[0]}:{address[1]}", f"[{address[0]}]:{address[1]}"

@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "tests" / "corpus" / "turn.txt"
 FOUND = ROOT / "build" / "fuzz_turn"
+# What an Allocate asks for beside its transport: nothing, IPv4, IPv6, both, an even port, the next one too, and that one by its token.
+WISHES = (b"", b"\x00\x17\x04\x01\0\0\0", b"\x00\x17\x04\x02\0\0\0", b"\x80\x00\x04\x02\0\0\0", b"\x00\x18\x01\0", b"\x00\x18\x01\x80", b"\x00\x22\x01\0")
 LONGEST, STEPS = 2_048, 48  # bytes and steps of a program
 
 # A program is one byte that chooses the server, then steps: kind, who, flags, length of the body, body.
-RAW, ASK, PEER, WAIT, SWITCH = range(5)
-KINDS = 5
+RAW, ASK, PEER, WAIT, SWITCH, ICMP, LOSE = range(7)
+NAMES_OF_KINDS = ("raw", "ask", "peer", "wait", "switch", "icmp", "lose")
+FIRST = (0x00, 0x40, 0x80, 0xC0)  # IPv4, both families, IPv6, both with a second worker
 WRONG_KEY, STALE, FINGERPRINTED, AGAIN, INDICATION, PLAIN = 0x04, 0x08, 0x10, 0x20, 0x40, 0x80  # flags of ASK; the two lowest bits choose the user
 USERS = ("ann", "bob", "old", "eve")
 WAITS = (0.0, 0.4, 1.0, 29.0, 31.0, 299.0, 300.0, 301.0, 599.0, 600.0, 601.0, 1800.0, 3599.0, 3600.0, 3601.0, 86_400.0)
@@ -45,7 +48,7 @@ PEERS = (
     ("::ffff:8.8.8.8", 80), ("2001::1", 80), ("2002:7f00:1::", 80), ("64:ff9b::7f00:1", 80), ("fd00:ec2::254", 80), ("fe80::1", 80), ("ff02::1", 80),
     ("::127.0.0.1", 80), ("2a05:d018::1", 3478), ("2a05:d018::1", 50_000), ("2606:4700::5efe:7f00:1", 80), ("3fff::1", 80),
 )  # fmt: skip
-OF_A_CLIENT = 0xF0  # a peer of 0xF0 + n is the relayed address of client n
+OF_A_CLIENT = 0xF0  # a peer of 0xF0 + n is the relayed address of client n, with 8 more the other one of two
 METHODS = (1, 3, 3, 4, 6, 8, 8, 9, 9)
 TYPES = (0x0C, 0x0D, 0x12, 0x12, 0x13, 0x17, 0x18, 0x19, 0x1A, 0x22, 0x8000, 0x06, 0x14, 0x15, 0x01, 0x08, 0x20, 0x8022, 0x8028, 0x7FFE, 0xFFFE)
 VALUES = (b"", b"\0", b"\x80", b"\0\0\0\0", b"\x11\0\0\0", b"\x06\0\0\0", b"\x01\0\0\0", b"\x02\0\0\0", b"\0\0\x02\x58", b"\0\0\x0e\x10", b"\xff" * 4,
@@ -69,7 +72,7 @@ def steps_of(program: bytes) -> Iterator[Step]:
         if at >= len(program):
             return
         kind, who, flags, length = program[at : at + 4].ljust(4, b"\0")
-        yield Step(kind % KINDS, who, flags, program[at + 4 : at + 4 + length])
+        yield Step(kind % len(NAMES_OF_KINDS), who, flags, program[at + 4 : at + 4 + length])
         at += 4 + length
 
 
@@ -85,7 +88,8 @@ def play(program: bytes) -> Counter[str]:
     """Plays it in a new world; a Finding, or whatever the server raised, if something is wrong. What happened, counted."""
     from bench._turn_world import World
 
-    world = World(6 if program[:1] > b"\x7f" else 4)
+    families, workers = ((4,), (4, 6), (6,), (4, 6))[program[0] >> 6 if program else 0], 1 + (program[:1] >= b"\xc0")
+    world = World(*families, workers=workers)
     for step in steps_of(program):
         PLAYS[step.kind](world, step)
         world.tally["steps"] += 1
@@ -120,7 +124,7 @@ def _play_ask(world: World, step: Step) -> None:
 
 
 def _values(world: World, body: bytes, transaction_id: bytes) -> list[tuple[int, bytes]]:
-    """Attributes: type, length, value. Two bytes as XOR-PEER-ADDRESS choose one of PEERS and change its port."""
+    """Attributes: type, length, value. Two bytes as XOR-PEER-ADDRESS choose one of PEERS and change its port, one as RESERVATION-TOKEN a token given out."""
     from bench import _turn_world
 
     values, at = [], 0
@@ -130,6 +134,8 @@ def _values(world: World, body: bytes, transaction_id: bytes) -> list[tuple[int,
         if number == _turn_world.PEER_ADDRESS and len(value) == 2:
             host, port = _peer(world, value[0])
             value = _turn_world.xor((host, (port + value[1]) & 0xFFFF), transaction_id)
+        elif number == _turn_world.RESERVATION_TOKEN and len(value) == 1 and world.tokens:
+            value = world.tokens[-1 - value[0] % len(world.tokens)]
         values.append((number, value))
         at += 3 + length
     return values
@@ -138,15 +144,30 @@ def _values(world: World, body: bytes, transaction_id: bytes) -> list[tuple[int,
 def _peer(world: World, index: int) -> tuple[str, int]:
     if index < OF_A_CLIENT:
         return PEERS[index % len(PEERS)]
-    holding = world.holdings.get(world.clients[index % len(world.clients)])
-    return world.host, min(holding.ports) if holding is not None else 50_001
+    holding = world.holdings.get(world.clients[(index & 7) % len(world.clients)])
+    relay_id = 50_001 if holding is None else list(holding.relays)[index >> 3 & 1 and -1]
+    return next((host for host in world.hosts if (":" in host) == (relay_id > 0xFFFF)), world.hosts[0]), relay_id & 0xFFFF
 
 
 def _play_peer(world: World, step: Step) -> None:
     """`who` chooses an open relay socket, `flags` the peer; an empty body stands for the largest datagrams."""
-    ports = sorted(world.sockets)
-    port = ports[step.who % len(ports)] if ports and step.who != 0xFF else 49_152 + step.who
-    world.receive_from_peer(port, _peer(world, step.flags), step.body or bytes(65_395 + step.who % 113))
+    world.receive_from_peer(_relay(world, step.who), _peer(world, step.flags), step.body or bytes(65_395 + step.who % 113))
+
+
+def _relay(world: World, index: int) -> int:
+    relays = sorted(world.sockets)
+    return relays[index % len(relays)] if relays and index != 0xFF else 49_152 + index
+
+
+def _play_icmp(world: World, step: Step) -> None:
+    from media_fleet.stun import Icmp
+
+    kind, code = step.body[:2].ljust(2, b"\0")
+    world.receive_icmp(_relay(world, step.who), _peer(world, step.flags), Icmp(kind & 0x7F, code, int.from_bytes(step.body[2:6], "big")))
+
+
+def _play_lose(world: World, step: Step) -> None:
+    world.lose(step.who % len(world.clients))
 
 
 def _play_wait(world: World, step: Step) -> None:
@@ -154,14 +175,16 @@ def _play_wait(world: World, step: Step) -> None:
 
 
 def _play_switch(world: World, step: Step) -> None:
-    """Relay sockets can be opened or not; new allocations are taken or not."""
-    if step.who & 2:
+    """Relay sockets can be opened or not, IPv6 ones apart; new allocations are taken or not."""
+    if step.who & 4:
+        world.opens_ipv6 = not step.who & 1
+    elif step.who & 2:
         world.server.is_draining = bool(step.who & 1)
     else:
         world.does_open = not step.who & 1
 
 
-PLAYS: tuple[Callable[[World, Step], None], ...] = (_play_raw, _play_ask, _play_peer, _play_wait, _play_switch)
+PLAYS: tuple[Callable[[World, Step], None], ...] = (_play_raw, _play_ask, _play_peer, _play_wait, _play_switch, _play_icmp, _play_lose)
 
 
 # Mutating
@@ -187,7 +210,7 @@ def mutated(program: bytes, draw: random.Random, other: bytes = b"") -> bytes:
             at = draw.randrange(len(steps))
             steps[at] = _changed(steps[at], draw)
     if draw.randrange(64) == 0:
-        first = bytes((draw.choice((0, 0x80)),))
+        first = bytes((draw.choice(FIRST),))
     return program_of(first[0], steps[:STEPS])[:LONGEST]
 
 
@@ -212,7 +235,7 @@ def _changed(step: Step, draw: random.Random) -> Step:
 
 
 def _drawn_step(draw: random.Random) -> Step:
-    kind = draw.choices((RAW, ASK, PEER, WAIT, SWITCH), (3, 8, 3, 2, 1))[0]
+    kind = draw.choices((RAW, ASK, PEER, WAIT, SWITCH, ICMP, LOSE), (6, 16, 6, 4, 2, 1, 1))[0]
     who = draw.choice((0, 0, 0, 1, 1, 2, 3, 4))
     if kind == ASK:
         return _drawn_ask(who, draw)
@@ -221,7 +244,9 @@ def _drawn_step(draw: random.Random) -> Step:
         number = draw.choice((0x4000, 0x4000, 0x4001, 0x4FFF, 0x5000, 0x7FFF))
         return Step(RAW, who, 0, number.to_bytes(2, "big") + draw.choice((length, length, 0xFFFF)).to_bytes(2, "big") + draw.randbytes(length))
     if kind == PEER:
-        return Step(PEER, who, draw.choice((0, 0, 1, 2, draw.randrange(len(PEERS)), OF_A_CLIENT + draw.randrange(5))), draw.randbytes(draw.randrange(6)))
+        return Step(PEER, who, draw.choice((0, 0, 1, 2, draw.randrange(len(PEERS)), OF_A_CLIENT + draw.randrange(13))), draw.randbytes(draw.randrange(6)))
+    if kind == ICMP:
+        return Step(ICMP, who, draw.choice((0, 22)), bytes((draw.choice((3, 11, 1, 2)), 1)))
     return Step(kind, draw.randrange(len(WAITS)), draw.randrange(2))
 
 
@@ -230,7 +255,7 @@ def _drawn_ask(who: int, draw: random.Random) -> Step:
     user = draw.choice((0, 0, 0, 1, 1, 2, 3))
     flags = user | (draw.choice((WRONG_KEY, STALE, FINGERPRINTED, AGAIN, PLAIN)) if draw.randrange(4) == 0 else 0)
     usual = {
-        3: b"\x00\x19\x04\x11\0\0\0" + draw.choice((b"", b"\x00\x17\x04\x01\0\0\0", b"\x00\x17\x04\x02\0\0\0")),
+        3: b"\x00\x19\x04\x11\0\0\0" + draw.choice(WISHES),
         4: b"\x00\x0d\x04" + draw.choice((b"\0\0\0\0", b"\0\0\x0e\x10")),
         8: _named(draw),
         9: b"\x00\x0c\x04\x40" + bytes((draw.choice((0, 0, 1, 2)), 0, 0)) + _named(draw),
@@ -241,7 +266,7 @@ def _drawn_ask(who: int, draw: random.Random) -> Step:
 
 
 def _named(draw: random.Random) -> bytes:
-    index = draw.choice((0, 0, 1, 2, 22, draw.randrange(len(PEERS)), OF_A_CLIENT + draw.randrange(5)))
+    index = draw.choice((0, 0, 1, 2, 22, draw.randrange(len(PEERS)), OF_A_CLIENT + draw.randrange(13)))
     return bytes((0, 0x12, 2, index, draw.choice((0, 0, 1))))
 
 
@@ -404,7 +429,7 @@ def replay(text: str) -> int:
     """Says each step, and what is found."""
     program = bytes.fromhex(Path(text).read_text() if Path(text).exists() else text)
     for step in steps_of(program):
-        print(f"{('raw', 'ask', 'peer', 'wait', 'switch')[step.kind]:6} who {step.who} flags {step.flags:#04x} {step.body.hex()}")
+        print(f"{NAMES_OF_KINDS[step.kind]:6} who {step.who} flags {step.flags:#04x} {step.body.hex()}")
     print(dict(play(program)))
     return 0
 

@@ -254,11 +254,11 @@ def _family(host: str) -> tuple[int, bytes]:
     return wire.FAMILY, b"\x02\0\0\0" if ":" in host else b"\x01\0\0\0"
 
 
-def named(world: World, method: int, host: str, port: int) -> int | None:
+def named(world: World, method: int, host: str, port: int, who: int = 0) -> int | None:
     """The error code with which a request that names this peer is answered, None for success."""
     transaction_id = world.transaction()
     values = [(wire.PEER_ADDRESS, wire.xor((host, port), transaction_id))] + ([(wire.CHANNEL_NUMBER, b"\x40\x01\0\0")] if method == wire.CHANNEL_BIND else [])
-    answer = world.ask(0, method, values, transaction_id=transaction_id)
+    answer = world.ask(who, method, values, transaction_id=transaction_id)
     assert isinstance(answer, Read)
     return answer.error()
 
@@ -314,12 +314,11 @@ def test_our_own_listener_is_refused_at_channel_bind_and_send_and_our_relay_port
     host, world = wire.HOSTS[family], allocated(wire.HOSTS[family])
     other = world.ask(1, wire.ALLOCATE, ((wire.TRANSPORT, b"\x11\0\0\0"), _family(host)))
     assert other is not None
-    (port,) = world.holdings[world.clients[1]].ports
+    (relay_id,) = world.holdings[world.clients[1]].relays
     assert named(world, wire.CREATE_PERMISSION, host, 0) is None  # by address only: another client of ours may be there
     for refused in (wire.LISTENER[1], 22, 9478, 0):
         assert named(world, wire.CHANNEL_BIND, host, refused) == 403
         assert not is_sent(world, host, refused)
-    assert named(world, wire.CHANNEL_BIND, host, port) is None
-    permit_behind_its_back(world, host)
-    world.holdings[world.clients[1]].granted[host] = wire.NOW + 300
-    assert is_sent(world, host, port)
+    assert named(world, wire.CHANNEL_BIND, host, relay_id & 0xFFFF) is None
+    assert named(world, wire.CREATE_PERMISSION, host, 0, who=1) is None
+    assert is_sent(world, host, relay_id & 0xFFFF)
