@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 PYTHONS ?= 3.12 3.13
+FUZZ_S ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -69,10 +70,12 @@ format: setup  ## let ruff rewrite the code
 
 test: $(STAMP)/python $(STAMP)/infra $(STAMP)/system $(STAMP)/web $(STAMP)/fast  ## every test but the end-to-end ones
 	@cd clients/web && npm test --silent
-	@mkdir -p build && : > build/test.log
-	@$(BIN)/pytest tests/unit tests/contract tests/infra > build/test.log 2>&1 & beside=$$!; trap "kill $$beside" INT TERM; code=0; \
+	@mkdir -p build && : > build/test.log && : > build/fuzz_turn.log
+	@nice -n 10 $(BIN)/python -m bench.fuzz_turn --seconds $(FUZZ_S) --workers 1 > build/fuzz_turn.log 2>&1 & fuzz=$$!; \
+		$(BIN)/pytest tests/unit tests/contract tests/infra > build/test.log 2>&1 & beside=$$!; trap "kill $$beside $$fuzz" INT TERM; code=0; \
 		$(BIN)/pytest tests/integration tests/performance || code=$$?; \
-		echo "== unit, contract and infra tests, which ran beside them"; wait $$beside || code=$$?; cat build/test.log; exit $$code  # both mostly wait
+		echo "== unit, contract and infra tests, which ran beside them"; wait $$beside || code=$$?; cat build/test.log; \
+		echo "== the TURN server fuzzed for $(FUZZ_S) CPU seconds beside them"; wait $$fuzz || code=$$?; cat build/fuzz_turn.log; exit $$code  # tests mostly wait
 
 test-pythons: $(PYTHONS:%=test-python-%)  ## unit and contract tests on each of PYTHONS (3.12 3.13) that this machine has
 

@@ -126,6 +126,34 @@ def limits_page() -> str:
     )
 
 
+def peers_page() -> str:
+    """Where the relay refuses to send, and why."""
+    from media_fleet.turn.peers import DENIED, NEVER
+
+    table = ["| addresses | why |", "|---|---|"]
+    table += [f"| `{network}`{' (never)' if network in NEVER else ''} | {_cell(reason)} |" for network, reason in DENIED]
+    return "\n".join(
+        [
+            "# Peers that the relay refuses",
+            NOTE,
+            "A client of the relay may name no peer in these ranges: CreatePermission and ChannelBind answer 403, a Send indication is dropped.",
+            "Refused beside them are the relay's own listeners, and at its own relayed address all ports but those of relays.",
+            "",
+            *table,
+            "",
+            "What decides is the column Globally Reachable of IANA's registries of special-purpose addresses: a block without a True there is refused,",
+            "with the blocks inside it that have one (`192.0.0.9`, `2001:1::1`, `2001:20::/28` …), because no client of a call is there. The blocks of AS112",
+            "and AMT (`192.31.196.0/24`, `192.52.193.0/24`, `192.175.48.0/24`, `2620:4f:8000::/48`) are reachable and in no such block: allowed.",
+            "",
+            "`allow_peers` of a relay (a laptop's, or a measurement's) allows CIDRs in spite of the table. Even there an address that wraps an IPv4 address",
+            "(NAT64, IPv4-translated, IPv4-compatible, ISATAP) is allowed only where that one is, and where the table says never it is refused: there the",
+            "IPv4 address is not to be found for certain, or RFC 8656 s21.4 forbids the address.",
+            "`tests/unit/test_turn_peers.py` tries addresses of each range, and their public neighbours, at each of the three messages.",
+            "",
+        ]
+    )
+
+
 def _asked(name: str, value: str | None) -> str:
     from infra.cdk import context
 
@@ -145,7 +173,7 @@ def _cell(text: str) -> str:
 def main(arguments: list[str]) -> int:
     """Writes the pages, or says which are stale."""
     sys.path.insert(0, str(ROOT))
-    pages = {"docs/settings.md": settings_page(), "docs/errors.md": errors_page(), "docs/limits.md": limits_page()}
+    pages = {"docs/settings.md": settings_page(), "docs/errors.md": errors_page(), "docs/limits.md": limits_page(), "docs/relay-peers.md": peers_page()}
     if arguments == ["--check"]:
         stale = [name for name, text in pages.items() if not (ROOT / name).exists() or (ROOT / name).read_text(encoding="utf-8") != text]
         if stale:

@@ -24,7 +24,7 @@ from media_fleet import public_address
 from media_fleet.datapath.paths import NAMES, DataPathName
 from media_fleet.log import log
 from media_fleet.meters import Meter, Reading, publish
-from media_fleet.relay import Relay, RelayConfig, run_loop
+from media_fleet.relay import CannotListen, Relay, RelayConfig, run_loop
 from media_fleet.settings import HubSettings, NodeSettings, address, addresses, load, load_hub
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import shared_secrets, static_users
@@ -194,7 +194,7 @@ def _node() -> None:
         listen=addresses(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
         listen_tcp=addresses(settings.turn_listen, "HELIOGRAPH_TURN_LISTEN"),
         listen_tls=addresses(settings.turn_listen_tls, "HELIOGRAPH_TURN_LISTEN_TLS"),
-        tls=_read_tls(settings.turn_tls_secret_id) if settings.turn_listen_tls else None,
+        tls=_read_tls(settings),
         tls_name=settings.turn_tls_name,
         urls=tuple(settings.turn_urls.split(",")) if settings.turn_urls else (),
         relay_addresses=tuple(_public_address(text) for text in settings.relay_address.split(",")),
@@ -261,14 +261,18 @@ def _read_secret(secret_id: str) -> TurnSecrets:
     return TurnSecrets.of(read_secret(secret_id))
 
 
-def _read_tls(secret_id: str) -> TlsFiles:
-    """SystemExit where the secret is not {certificate, key}."""
+def _read_tls(settings: NodeSettings) -> TlsFiles | None:
+    """The certificate, or None where there is none to be had now: the node goes on without TLS and looks again."""
     from adapters.secrets_aws import read_secret_now
 
-    stored = read_secret_now(secret_id)
-    if not isinstance(stored.get("certificate"), str) or not isinstance(stored.get("key"), str):
-        raise SystemExit("HELIOGRAPH_TURN_TLS_SECRET_ID: the secret is not {certificate, key}, both PEM texts.")
-    return TlsFiles(str(stored["certificate"]), str(stored["key"]))
+    if not settings.turn_tls_secret_id:
+        return None
+    try:
+        stored = read_secret_now(settings.turn_tls_secret_id)
+        return TlsFiles(str(stored["certificate"]), str(stored["key"]))
+    except Exception as error:  # the process edge: calls over UDP and TCP must not wait for a certificate
+        log("turn_certificate_not_read", error=repr(error), needed="a secret {certificate, key}, both PEM texts", again_after_s=_SECRET_S)
+        return None
 
 
 async def _watch_secrets(settings: NodeSettings, secrets: list[TurnSecrets], relay: Relay | WorkerPool) -> None:
@@ -278,11 +282,16 @@ async def _watch_secrets(settings: NodeSettings, secrets: list[TurnSecrets], rel
         await asyncio.sleep(_SECRET_S)
         try:
             secrets[:] = [await asyncio.to_thread(_read_secret, settings.turn_secret_id)]
-            if tls is not None and (found := await asyncio.to_thread(_read_tls, settings.turn_tls_secret_id)) != tls:
-                relay.reload_tls(found)
-                tls = found
-        except (Exception, SystemExit) as error:  # the process edge: a store that is away must not end running calls
+        except Exception as error:  # the process edge: a store that is away must not end running calls
             log("turn_secret_not_read", error=repr(error))
+        found = await asyncio.to_thread(_read_tls, settings)
+        if found is None or found == tls:
+            continue
+        try:
+            await relay.serve_tls(found)
+            tls = found
+        except (ValueError, CannotListen) as error:
+            log("turn_certificate_refused", error=str(error))
 
 
 def _data_path(text: str) -> DataPathName:

@@ -28,7 +28,7 @@ from media_fleet.datapath.python import LARGEST, RECVERR, RECVERR6, UDP, PythonP
 from media_fleet.log import log
 from media_fleet.readings import NETWORK, AllocationUsage, RelayReading
 from media_fleet.stats import serve_stats
-from media_fleet.streams import TCP, TLS, Streams, listening_socket
+from media_fleet.streams import BACKLOG, TCP, TLS, Streams, bound_socket
 from media_fleet.stun import Address, Icmp
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import (
@@ -79,7 +79,7 @@ class RelayConfig:
     listen: tuple[Address, ...] = (("127.0.0.1", 3478),)  # UDP
     listen_tcp: tuple[Address, ...] = ()
     listen_tls: tuple[Address, ...] = ()
-    tls: TlsFiles | None = None  # needed by `listen_tls`
+    tls: TlsFiles | None = None  # of `listen_tls`; without it nothing listens there until `serve_tls`
     data_path: DataPathName = "auto"  # of UDP clients: `compiled` is refused where its library is missing, `auto` takes Python's instead
     relay_addresses: tuple[str, ...] = ()  # the IPs that peers reach us at, at most one of each family; default: the UDP listeners' own
     unasked_family: UnaskedFamily = "ipv4"  # of the relayed address where a client names none; `client` gives it the family that it came by
@@ -170,20 +170,18 @@ class Relay:
         """Opens the listeners and the stats endpoint; CannotListen when an address is taken, ValueError when the TLS files are wrong."""
         self._loop = asyncio.get_running_loop()
         self._streams = Streams(self._on_request, self._on_lost, self.config.streams)
-        if self.config.listen_tls and self.config.tls is None:
-            raise ValueError("A TLS listener needs a certificate and its key.")
-        listeners = self._share.listeners if self._share else open_listeners(self.config)[0]
+        self._opened = self._share.listeners if self._share else open_listeners(self.config)[0]
         try:
-            await self._listen(listeners)
+            await self._listen()
             if self.config.stats_listen:
-                with _at(TCP, self.config.stats_listen):
+                with listening_at(TCP, self.config.stats_listen):
                     await self._serve_stats(self.config.stats_listen)
             self._server = TurnServer(self._settings(), self.config.credentials, os.urandom, self._peers())
             self._python = PythonPath(self._server, self._now, self._forward, self._on_request, self._on_icmp)
             self._path = self._chosen_path()
         except BaseException:
             await self._streams.close()
-            close_listeners(listeners)
+            close_listeners(self._opened)
             raise
         for here, listener in self._listeners.items():
             self._path.listen(listener, here)
@@ -202,14 +200,15 @@ class Relay:
             return self._python
         return OutsidePath(library, self._server, self._offset_s, self._now, self._forward, self._on_request, self._on_icmp)
 
-    async def _listen(self, listeners: Mapping[str, Sequence[socket.socket]]) -> None:
-        for listener in listeners[UDP]:
-            here: Address = listener.getsockname()[:2]
-            self.addresses[UDP].append(here)
-            self._listeners[here] = listener
-        for transport, tls in ((TCP, None), (TLS, self.config.tls)):
-            for listener in listeners[transport]:
-                self.addresses[transport].append(await self._streams.listen(listener, tls))
+    async def _listen(self) -> None:
+        for listener in self._opened[UDP]:
+            self._listeners[address_of(listener)] = listener
+        self.addresses[UDP] += self._listeners
+        for listener in self._opened[TCP]:
+            with listening_at(TCP, address_of(listener)):
+                self.addresses[TCP].append(await self._streams.listen(listener))
+        if self.config.tls is not None:
+            await self.serve_tls(self.config.tls)
 
     async def _serve_stats(self, address: Address) -> None:
         routes: dict[str, Callable[[], tuple[HTTPStatus, object]]] = {
@@ -227,9 +226,8 @@ class Relay:
         self._perform(self._server.end_all(self._now()))
         if self._timer:
             self._timer.cancel()
-        for here, listener in self._listeners.items():
+        for here in self._listeners:
             self._path.unlisten(here)
-            listener.close()
         if self._share:
             self._loop.remove_reader(self._share.inbox.fileno())
             for way in (self._share.inbox, *self._share.siblings.values()):
@@ -237,13 +235,18 @@ class Relay:
         self._dropped_by_paths = self._dropped_in_paths()
         self._path.stop()
         await self._streams.close()
+        close_listeners(self._opened)
         if self._stats:
             self._stats.close()
             await self._stats.wait_closed()
 
-    def reload_tls(self, files: TlsFiles) -> None:
-        """A renewed certificate, for handshakes from now on; ValueError when it is wrong, and then the old one stays."""
-        self._streams.reload(files)
+    async def serve_tls(self, files: TlsFiles) -> None:
+        """Opens the TLS listeners, or takes a renewed certificate for handshakes from now on; ValueError when it is wrong, and then the old one stays."""
+        if self.addresses[TLS]:
+            self._streams.reload(files)
+        for listener in self._opened[TLS][len(self.addresses[TLS]) :]:
+            with listening_at(TLS, address_of(listener)):
+                self.addresses[TLS].append(await self._streams.listen(listener, files))
 
     async def drain(self) -> None:
         """Refuses new allocations and waits until the living ones are gone, at most `drain_s`."""
@@ -327,7 +330,7 @@ class Relay:
 
     def _peers(self) -> PeerPolicy:
         """Our listeners and the node's other services are no peers, under none of their names."""
-        addresses = [address for some in self.addresses.values() for address in some]
+        addresses = [address_of(listener) for some in self._opened.values() for listener in some]
         addresses += [*self.config.no_peers, *([self.stats_address] if self.stats_address else [])]
         own = [(host, port) for at, port in addresses for host in (at, *self.hosts)]
         return PeerPolicy(self.config.allow_peers, own, self.hosts, range(self.config.min_port, self.config.max_port + 1))
@@ -543,7 +546,8 @@ class CannotListen(Exception):
 
 
 @contextmanager
-def _at(transport: str, address: Address) -> Iterator[None]:
+def listening_at(transport: str, address: Address) -> Iterator[None]:
+    """CannotListen for an OSError."""
     try:
         yield
     except OSError as error:
@@ -569,24 +573,31 @@ def _udp_socket(address: Address, is_shared: bool = False) -> socket.socket:
 def open_listeners(config: RelayConfig, workers: int = 1) -> tuple[dict[str, list[socket.socket]], ...]:
     """The listeners of each worker by transport: UDP sockets of its own, of which the kernel chooses one by the client's address, and TCP sockets of all.
 
-    CannotListen when an address is taken.
+    Without a certificate those of TLS are bound, and refuse connections. CannotListen when an address is taken.
     """
     opened: tuple[dict[str, list[socket.socket]], ...] = tuple({UDP: [], TCP: [], TLS: []} for _ in range(workers))
     try:
         for address in config.listen:
-            with _at(UDP, address):
+            with listening_at(UDP, address):
                 for listeners, listener in zip(opened, _udp_listeners(address, workers, config.receive_buffer_bytes), strict=True):
                     listeners[UDP].append(listener)
         for transport, addresses in ((TCP, config.listen_tcp), (TLS, config.listen_tls)):
             for address in addresses:
-                with _at(transport, address):
-                    shared = listening_socket(address, config.streams)
-                for listeners in opened:
-                    listeners[transport].append(shared)
+                with listening_at(transport, address):
+                    shared = bound_socket(address, config.streams)
+                    for listeners in opened:
+                        listeners[transport].append(shared)
+                    if transport == TCP or config.tls is not None:
+                        shared.listen(BACKLOG)
     except BaseException:
         close_listeners(*opened)
         raise
     return opened
+
+
+def address_of(listener: socket.socket) -> Address:
+    host, port = listener.getsockname()[:2]
+    return host, port
 
 
 def close_listeners(*opened: Mapping[str, Sequence[socket.socket]]) -> None:

@@ -26,7 +26,7 @@ TCP, TLS = "tcp", "tls"
 _READ_BYTES = 65_536  # at a time; one buffer for all connections
 _RECORD_BYTES = 16_384  # the most that a TLS record carries, RFC 8446 s5.1
 _BATCH = 256  # messages of one client before others get their turn
-_BACKLOG = 1_024  # connections that wait to be accepted
+BACKLOG = 1_024  # connections that wait to be accepted
 _OVERHEAD_BYTES = 56  # what Python keeps of a datagram beside its bytes; a client pays for it too
 _UNSENT_BYTES = 65_536  # in the kernel for a client that does not read; what it has not sent, it cannot make fresher
 
@@ -53,17 +53,18 @@ class Streams:
         self._timer_at = 0.0
 
     async def listen(self, at: Address | socket.socket, tls: TlsFiles | None = None) -> Address:
-        """Opens a listener, or takes one of `listening_socket`, of TLS where there are files for it; returns its address (port 0 has become a real one).
+        """Opens a listener, or takes one of `bound_socket`, of TLS where there are files for it; returns its address (port 0 has become a real one).
 
         OSError when the address is taken, ValueError when the files are wrong.
         """
         self._loop = asyncio.get_running_loop()
         secure = _Secure(tls) if tls else None
-        listener = at if isinstance(at, socket.socket) else listening_socket(at, self.limits)
+        listener = at if isinstance(at, socket.socket) else bound_socket(at, self.limits)
         try:
-            self._servers.append(await self._loop.create_server(lambda: _TlsStream(self, secure) if secure else _Stream(self), sock=listener, backlog=_BACKLOG))
+            self._servers.append(await self._loop.create_server(lambda: _TlsStream(self, secure) if secure else _Stream(self), sock=listener, backlog=BACKLOG))
         except BaseException:
-            listener.close()
+            if listener is not at:
+                listener.close()
             raise
         if secure:
             self._secure.append(secure)
@@ -430,8 +431,8 @@ def _host(text: str) -> str:
     return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
-def listening_socket(address: Address, limits: StreamLimits) -> socket.socket:
-    """A socket that listens, whose options its connections inherit. Several processes may accept from it. OSError when the address is taken."""
+def bound_socket(address: Address, limits: StreamLimits) -> socket.socket:
+    """A socket for a listener, whose options its connections inherit. Several processes may accept from it. OSError when the address is taken."""
     is_v6 = ":" in address[0]
     made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -453,7 +454,6 @@ def listening_socket(address: Address, limits: StreamLimits) -> socket.socket:
                 made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         made.setblocking(False)
         made.bind(address)
-        made.listen(_BACKLOG)
     except BaseException:
         made.close()
         raise

@@ -93,7 +93,7 @@ class _Worker:
                 elif kind == control.DRAIN:
                     tasks.append(asyncio.create_task(self._drain()))
                 else:
-                    self._take(kind, content)
+                    await self._take(kind, content)
                 tasks = [task for task in tasks if not task.done()]
         finally:
             for task in tasks:
@@ -102,15 +102,15 @@ class _Worker:
             await self._relay.close()
             self._tell_reading()
 
-    def _take(self, kind: str, content: Mapping[str, Any]) -> None:
+    async def _take(self, kind: str, content: Mapping[str, Any]) -> None:
         """What may change while it runs."""
         if kind == control.CREDENTIALS:
             self._credentials = content
         elif kind == control.TLS_FILES:
             try:
-                self._relay.reload_tls(TlsFiles(**content))
-            except ValueError as error:
-                log("tls_not_reloaded", error=str(error))
+                await self._relay.serve_tls(TlsFiles(**content))
+            except (ValueError, CannotListen) as error:
+                log("turn_certificate_refused", error=str(error))
 
     async def _drain(self) -> None:
         draining = asyncio.create_task(self._relay.drain())

@@ -27,9 +27,22 @@ from media_fleet.control import Start
 from media_fleet.datapath.python import UDP
 from media_fleet.log import log
 from media_fleet.readings import NETWORK, AllocationUsage, RelayReading
-from media_fleet.relay import CannotListen, Relay, RelayConfig, close_listeners, open_listeners, raise_file_limit, run_loop, text_of, told, urls_of
+from media_fleet.relay import (
+    CannotListen,
+    Relay,
+    RelayConfig,
+    address_of,
+    close_listeners,
+    listening_at,
+    open_listeners,
+    raise_file_limit,
+    run_loop,
+    text_of,
+    told,
+    urls_of,
+)
 from media_fleet.stats import Answer, serve_stats
-from media_fleet.streams import TCP, TLS
+from media_fleet.streams import BACKLOG, TCP, TLS
 from media_fleet.stun import Address
 from media_fleet.tls import TlsFiles, server_context
 from media_fleet.turn import Usage
@@ -137,7 +150,9 @@ class WorkerPool:
         loop = asyncio.get_running_loop()
         try:
             self._listeners = open_listeners(self.config, self._count)
-            self.addresses = {transport: [one.getsockname()[:2] for one in some] for transport, some in self._listeners[0].items()}
+            self.addresses = {transport: [address_of(one) for one in some] for transport, some in self._listeners[0].items()}
+            if self.config.tls is None:
+                self.addresses[TLS] = []  # until `serve_tls`
             self._ways = [_way() for _ in range(self._count)]
             if self.config.stats_listen:
                 await self._serve_stats(self.config.stats_listen)
@@ -185,9 +200,13 @@ class WorkerPool:
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*(worker.has_looked.wait() for worker in self._workers if worker.is_ready)), _LOOK_S)
 
-    def reload_tls(self, files: TlsFiles) -> None:
-        """A renewed certificate, for handshakes from now on; ValueError when it is wrong, and then the old one stays."""
+    async def serve_tls(self, files: TlsFiles) -> None:
+        """Opens the TLS listeners, or takes a renewed certificate for handshakes from now on; ValueError when it is wrong, and then the old one stays."""
         server_context(files)
+        for listener in self._listeners[0][TLS][len(self.addresses[TLS]) :]:
+            with listening_at(TLS, address_of(listener)):
+                listener.listen(BACKLOG)
+                self.addresses[TLS].append(address_of(listener))
         self.config = replace(self.config, tls=files)
         for worker in self._workers:
             worker.say(control.TLS_FILES, asdict(files))
@@ -221,10 +240,8 @@ class WorkerPool:
 
     async def _serve_stats(self, address: Address) -> None:
         routes: dict[str, Callable[[], Answer]] = {"/healthz": self._health, "/allocations": lambda: (HTTPStatus.OK, self.allocations())}
-        try:
+        with listening_at(TCP, address):
             self._stats = await serve_stats(*address, routes)
-        except OSError as error:
-            raise CannotListen(f"The relay cannot listen on {TCP} {text_of(address)}: {error.strerror or error}.") from None
         self.stats_address = self._stats.sockets[0].getsockname()[:2]
 
     def _health(self) -> Answer:
@@ -262,6 +279,7 @@ class WorkerPool:
             with theirs:
                 reader, worker.writer = await asyncio.open_unix_connection(sock=ours, limit=control.LONGEST_LINE)
                 start = self._start_of(worker)
+                worker.say(control.START, start.told())  # whatever else is said from now on comes after it
                 worker.process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     *("-m", "media_fleet", "worker", str(theirs.fileno())),
@@ -269,7 +287,6 @@ class WorkerPool:
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))},
                     pass_fds=(theirs.fileno(), *start.files()),
                 )
-            worker.say(control.START, start.told())
             if self._closing.is_set():
                 worker.say(control.CLOSE)
             while data := await reader.readline():

@@ -128,6 +128,11 @@ OWN: Final = {
     "relay_instance": Choice("t4g.micro", "c7gn.medium", "c7gn.large", "EC2 instance type of a relay.", needs="ec2"),
     "relay_min": Choice("1", "2", "3", "Least number of relays.", whole=True, needs="media"),
     "relay_max": Choice("1", "6", "12", "Most relays; with `relay_entry=address` the same as `relay_min`.", whole=True, needs="media"),
+    "turn_tls_name": _same(
+        "",
+        "Host name of the relays, as in the certificate of the secret `relay-tls`: then they take TURN over TLS too, on ports 5349 and 443; empty for none.",
+        needs="media",
+    ),
     "relay_usage": Choice(
         "false",
         "true",
@@ -229,6 +234,11 @@ class Deployment:
     @property
     def makes_media(self) -> bool:
         return self.has("vpc") and self.own["media"] != "none"
+
+    @property
+    def turn_tls_name(self) -> str:
+        """Empty where relays do not speak TLS."""
+        return self.own["turn_tls_name"] if self.makes_media else ""
 
     @property
     def has_relay_usage(self) -> bool:

@@ -23,7 +23,7 @@ from infra.cdk.api import Api
 from infra.cdk.context import Deployment
 from infra.cdk.image import FleetImage
 from infra.cdk.nag import acknowledge, acknowledge_wildcards
-from infra.cdk.network import RELAY_TAG, TURN_PORT, Network
+from infra.cdk.network import RELAY_TAG, TURN_PORT, TURN_TLS_PORTS, Network
 from infra.cdk.retention import kept
 from infra.cdk.state import State
 
@@ -57,7 +57,7 @@ class Media(Stack):
         self.service: ecs.BaseService = self._fargate_service(task) if self._is_fargate else self._ec2_service(task)
         if self.image.built is not None:
             self.service.node.add_dependency(self.image.built)
-        self.target_group = self._add_listener() if network.relay_balancer is not None else None
+        self.target_group = self._add_listeners() if network.relay_balancer is not None else None
         if deployment.number("relay_max") > deployment.number("relay_min"):
             self._grow()
 
@@ -104,12 +104,17 @@ class Media(Stack):
             port_mappings=[
                 ecs.PortMapping(container_port=TURN_PORT, protocol=ecs.Protocol.UDP),
                 ecs.PortMapping(container_port=TURN_PORT, protocol=ecs.Protocol.TCP),
+                *(ecs.PortMapping(container_port=port, protocol=ecs.Protocol.TCP) for port in self._tls_ports),
                 ecs.PortMapping(container_port=STATS_PORT, protocol=ecs.Protocol.TCP),
             ],
             **more,
         )
         container.add_ulimits(ecs.Ulimit(name=ecs.UlimitName.NOFILE, soft_limit=65_536, hard_limit=65_536))  # a socket per allocation
         acknowledge(task, "AwsSolutions-ECS2", "The environment holds names and addresses only; secrets are read from Secrets Manager at run time.")
+
+    @property
+    def _tls_ports(self) -> tuple[int, ...]:
+        return TURN_TLS_PORTS if self._deployment.turn_tls_name else ()
 
     def _linux(self) -> ecs.LinuxParameters:
         linux = ecs.LinuxParameters(self, "Linux")
@@ -123,6 +128,9 @@ class Media(Stack):
             "turn_secret_id": self._state.secrets["turn_secret"].ref,
             "relay_address": "auto",
             "turn_listen": f"0.0.0.0:{TURN_PORT}",
+            "turn_listen_tls": ",".join(f"0.0.0.0:{port}" for port in self._tls_ports),
+            "turn_tls_secret_id": self._state.relay_tls.ref if self._state.relay_tls else "",
+            "turn_tls_name": self._deployment.turn_tls_name,
             "stats_listen": f"{'0.0.0.0' if self._is_behind_balancer else '127.0.0.1'}:{STATS_PORT}",
             "relay_drain_s": str(DRAIN_S),
             "meters_s": str(METERS_S),
@@ -140,7 +148,8 @@ class Media(Stack):
         api_id = self._api.export_value(self._api.socket.api_id)  # as an import by name, which the acknowledgement must write out
         stage = self.format_arn(service="execute-api", resource=str(api_id), resource_name=self._deployment.stage)
         sockets = [f"{stage}/{method}/@connections/*" for method in ("POST", "DELETE")]
-        secrets = [self._state.secrets["turn_secret"].ref, *([self._state.relay_mongodb.ref] if self._state.relay_mongodb else [])]
+        own = [secret for secret in (self._state.relay_mongodb, self._state.relay_tls) if secret is not None]
+        secrets = [self._state.secrets["turn_secret"].ref, *(secret.ref for secret in own)]
         statements = [
             iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=secrets),
             iam.PolicyStatement(actions=["execute-api:ManageConnections"], resources=sockets),
@@ -249,6 +258,7 @@ class Media(Stack):
         data.add_commands(
             "set -eu",
             "sysctl -w net.core.rmem_max=8388608 net.core.wmem_max=8388608",
+            f"sysctl -w net.ipv4.ip_unprivileged_port_start={min(TURN_TLS_PORTS)}",  # relays are not root, and have no capability
             "cat >> /etc/ecs/ecs.config <<'END'",
             "ECS_ENABLE_TASK_IAM_ROLE=true",
             "ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST=true",
@@ -307,14 +317,21 @@ class Media(Stack):
 
     # The load balancer
 
-    def _add_listener(self) -> elbv2.NetworkTargetGroup:
-        """Before TURN's port only. The balancer keeps clients' addresses, so each flow of five-tuple stays with its relay."""
+    def _add_listeners(self) -> elbv2.NetworkTargetGroup:
+        """Before TURN's ports only. The balancer keeps clients' addresses, so each flow of five-tuple stays with its relay."""
+        group = self._add_listener("Turn", "Relays", TURN_PORT, elbv2.Protocol.TCP_UDP, ecs.Protocol.UDP)
+        for port in self._tls_ports:  # TLS ends at the relay
+            self._add_listener(f"Turns{port}", f"Relays{port}", port, elbv2.Protocol.TCP, ecs.Protocol.TCP)
+        self._let_checks_in()
+        return group
+
+    def _add_listener(self, name: str, group_name: str, port: int, protocol: elbv2.Protocol, container_protocol: ecs.Protocol) -> elbv2.NetworkTargetGroup:
         group = elbv2.NetworkTargetGroup(
             self,
-            "Relays",
+            group_name,
             vpc=self._network.vpc,
-            protocol=elbv2.Protocol.TCP_UDP,
-            port=TURN_PORT,
+            protocol=protocol,
+            port=port,
             target_type=elbv2.TargetType.IP if self._is_fargate else elbv2.TargetType.INSTANCE,
             deregistration_delay=DEREGISTRATION,
             health_check=elbv2.HealthCheck(
@@ -325,11 +342,14 @@ class Media(Stack):
                 healthy_threshold_count=2,
                 unhealthy_threshold_count=2,
             ),
-            targets=[self.service.load_balancer_target(container_name="relay", container_port=TURN_PORT, protocol=ecs.Protocol.UDP)],
+            targets=[self.service.load_balancer_target(container_name="relay", container_port=port, protocol=container_protocol)],
         )
         balancer = self._network.relay_balancer
-        listener = elbv2.NetworkListener(self, "Turn", load_balancer=balancer, port=TURN_PORT, protocol=elbv2.Protocol.TCP_UDP, default_target_groups=[group])
+        listener = elbv2.NetworkListener(self, name, load_balancer=balancer, port=port, protocol=protocol, default_target_groups=[group])
         self.service.node.add_dependency(listener)
+        return group
+
+    def _let_checks_in(self) -> None:
         for number, subnet in enumerate(self._network.vpc.public_subnets):
             ec2.CfnSecurityGroupIngress(
                 self,
@@ -341,7 +361,6 @@ class Media(Stack):
                 cidr_ip=subnet.ipv4_cidr_block,
                 description="health checks of the load balancer",
             )
-        return group
 
     # Growth
 

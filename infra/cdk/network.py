@@ -18,6 +18,7 @@ from infra.cdk.nag import acknowledge
 from infra.cdk.retention import kept
 
 TURN_PORT: Final = 3478
+TURN_TLS_PORTS: Final = (5349, 443)  # RFC 8656 s5; and where nothing but the web is let out
 RELAYED_PORTS: Final = (49_152, 65_535)  # RFC 8656, section 7.2
 REDIS_PORTS: Final = (6379, 6380)  # writes; reads from a replica
 NAT_DISK_GB: Final = 8  # what the image of Amazon Linux needs
@@ -96,6 +97,8 @@ class Network(Stack):
         for peer in (ec2.Peer.any_ipv4(), ec2.Peer.any_ipv6()):
             self.relay_group.add_ingress_rule(peer, ec2.Port.udp(TURN_PORT), "TURN")
             self.relay_group.add_ingress_rule(peer, ec2.Port.tcp(TURN_PORT), "TURN over TCP")
+            for port in TURN_TLS_PORTS if self._deployment.turn_tls_name else ():
+                self.relay_group.add_ingress_rule(peer, ec2.Port.tcp(port), "TURN over TLS")
             self.relay_group.add_ingress_rule(peer, ec2.Port.udp_range(*RELAYED_PORTS), "relayed addresses")
         acknowledge(self.relay_group, "AwsSolutions-EC23", "A TURN relay serves clients and peers at any address; its credentials and its peer filter decide.")
         if self._nat is not None:
@@ -125,4 +128,6 @@ class Network(Stack):
             tags = [CfnTag(key=RELAY_TAG, value=stage), CfnTag(key="Name", value=f"heliograph-{stage}-relay")]
             self.relay_addresses = [ec2.CfnEIP(self, f"Address{number}", domain="vpc", tags=tags) for number in range(self._deployment.number("relay_min"))]
             hosts = [address.attr_public_ip for address in self.relay_addresses]
-        self.turn_urls = ",".join(f"turn:{host}:{TURN_PORT}?transport={transport}" for host in hosts for transport in ("udp", "tcp"))
+        urls = [f"turn:{host}:{TURN_PORT}?transport={transport}" for host in hosts for transport in ("udp", "tcp")]
+        name = self._deployment.turn_tls_name
+        self.turn_urls = ",".join(urls + [f"turns:{name}:{port}?transport=tcp" for port in TURN_TLS_PORTS if name])

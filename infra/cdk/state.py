@@ -49,12 +49,14 @@ SECRETS: Final = (
 )
 RELAY_MONGODB: Final = "relay-mongodb"  # no function's: relays alone read it
 _RELAY_MONGODB_FORM: Final = "{uri}: the ledger's connection string, of a user who may read and write the collection relay_usage and nothing else."
+RELAY_TLS: Final = "relay-tls"
+_RELAY_TLS_FORM: Final = "{certificate, key}: the relays' TLS certificate with its chain, leaf first, and its key, both as PEM text."
 
 
 class State(Stack):
     """What outlives a deployment of the functions. `redis_user` and `redis_cache` are empty where nobody signs in by IAM.
 
-    `relay_mongodb` is None where relays tell no usage.
+    `relay_mongodb` is None where relays tell no usage, `relay_tls` where they do not speak TLS.
     """
 
     def __init__(self, scope: Construct, deployment: Deployment, network: Network | None) -> None:
@@ -73,6 +75,7 @@ class State(Stack):
             spec.resource: self._secret(spec.name, spec.form, spec.generated) for spec in SECRETS if spec.resource != "origin_secret" or deployment.has_edge
         }
         self.relay_mongodb = self._secret(RELAY_MONGODB, _RELAY_MONGODB_FORM) if deployment.has_relay_usage else None
+        self.relay_tls = self._secret(RELAY_TLS, _RELAY_TLS_FORM) if deployment.turn_tls_name else None
         self.redis_url, self.redis_user, self.redis_cache = deployment.settings["redis_url"], "", ""
         self.redis_connect_arns: list[str] = []
         if network is not None and deployment.makes_redis:

@@ -17,19 +17,9 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("fast.c")
 LIBRARY = Path(__file__).with_name("fast.so")
 COMPILERS = ("gcc", "cc", "clang")
-FLAGS = (
-    "-std=c11",
-    "-O2",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-    "-fstack-protector-strong",
-    "-U_FORTIFY_SOURCE",
-    "-D_FORTIFY_SOURCE=2",
-    "-Wall",
-    "-Wextra",
-    "-Wl,-z,relro,-z,now",
-)
+_HARDENED = ("-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-Wl,-z,relro,-z,now")
+_STRICT = ("-Wall", "-Wextra", "-Werror=implicit-function-declaration", "-Werror=incompatible-pointer-types", "-Werror=int-conversion", "-Werror=return-type")
+FLAGS = ("-std=c11", "-O2", "-shared", "-fPIC", "-pthread", *_HARDENED, *_STRICT)
 
 
 class NotBuilt(Exception):

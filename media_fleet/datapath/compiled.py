@@ -68,7 +68,7 @@ def load(library: Path = LIBRARY) -> Library | None:
 
         ffi = FFI()
         ffi.cdef(_HEADER.read_text())
-        lib = ffi.dlopen(str(library))
+        lib = ffi.dlopen(str(library.absolute()))
         found = lib.fast_abi()
         reason = None if found == lib.FAST_ABI else f"it speaks version {found} of the header, not {lib.FAST_ABI}: build it again"
     except (ImportError, OSError, AttributeError) as error:

@@ -489,9 +489,7 @@ static int read_listener(struct fast_path *path, int listener) {
     return received == BATCH;
 }
 
-static void read_relay(struct fast_path *path, uint64_t handle) {
-    struct relay *relay = relay_of(path, handle);
-    if (!relay) return; // closed after epoll_wait had named it
+static void read_relay(struct fast_path *path, struct relay *relay) {
     int first = path->in_used, received = receive(path, relay->fd, RELAY_BATCH);
     double now = now_s();
     path->in_used += received;
@@ -502,9 +500,8 @@ static void read_relay(struct fast_path *path, uint64_t handle) {
 }
 
 // ICMP that came back for datagrams to peers (s11.5): the socket's queue of errors, ip(7) IP_RECVERR. Whoever leaves it there is woken up for ever.
-static void read_errors(struct fast_path *path, uint64_t handle) {
-    struct relay *relay = relay_of(path, handle);
-    for (int tries = 0; relay && tries < BATCH; tries++) {
+static void read_errors(struct fast_path *path, struct relay *relay) {
+    for (int tries = 0; tries < BATCH; tries++) {
         union socket_address to = {.v6 = {0}};
         _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(struct sock_extended_err) + sizeof(struct sockaddr_in6)) + 64];
         struct msghdr header = {.msg_name = &to, .msg_namelen = sizeof to, .msg_control = control, .msg_controllen = sizeof control};
@@ -531,6 +528,12 @@ static void let_python_in(struct fast_path *path) {
     enter(path);
 }
 
+// Where somebody has asked a socket for ICMP errors (IP_RECVERR), epoll tells of them until they are read.
+static void discard_errors(int fd) {
+    char nothing;
+    for (int at = 0; at < BATCH && recv(fd, &nothing, sizeof nothing, MSG_ERRQUEUE | MSG_DONTWAIT) >= 0; at++) continue;
+}
+
 // Reads what is ready. Whether there was more than it took.
 static int read_all(struct fast_path *path, const struct epoll_event *events, int ready, int has_paused) {
     int has_more = ready == EVENTS;
@@ -538,14 +541,13 @@ static int read_all(struct fast_path *path, const struct epoll_event *events, in
     for (int at = 0; at < ready; at++) {
         uint64_t what = events[at].data.u64;
         if (what == WAKE_EVENT) continue;
-        if (!(what & LISTENER_EVENT)) {
-            if (events[at].events & EPOLLERR) read_errors(path, what);
-            read_relay(path, what);
-        } else {
-            int batches = 1;
-            while (read_listener(path, (int)(what & ~LISTENER_EVENT)) && batches++ < LISTENER_BATCHES) let_python_in(path);
-            has_more |= batches > LISTENER_BATCHES;
-        }
+        int listener = what & LISTENER_EVENT ? (int)(what & ~LISTENER_EVENT) : -1, batches = 1;
+        struct relay *relay = listener < 0 ? relay_of(path, what) : NULL;
+        if (events[at].events & EPOLLERR && relay) read_errors(path, relay);
+        if (events[at].events & EPOLLERR && listener >= 0) discard_errors(path->listeners[listener].fd);
+        if (relay) read_relay(path, relay); // else it was closed after epoll_wait had named it
+        while (listener >= 0 && read_listener(path, listener) && batches++ < LISTENER_BATCHES) let_python_in(path);
+        has_more |= batches > LISTENER_BATCHES;
         if (path->in_used + RELAY_BATCH > BATCH) let_python_in(path);
     }
     flush(path);

@@ -14,7 +14,7 @@ from media_fleet import meters
 from media_fleet.node import FINISH_S
 from media_fleet.settings import NodeSettings, load
 from tests.infra.conftest import Synthesise
-from tests.infra.presets import Presets, Properties, Template, most_allocations, text
+from tests.infra.presets import NAMED_IMAGE, Presets, Properties, Template, most_allocations, text
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +246,25 @@ def test_a_fargate_task_has_a_public_address_of_its_own(presets: Presets) -> Non
     assert network["AssignPublicIp"] == "ENABLED"
     assert all("PublicSubnet" in text(subnet) for subnet in network["Subnets"])
     assert not media.of_type("AWS::AutoScaling::AutoScalingGroup")
+
+
+def test_with_a_name_for_its_certificate_a_relay_takes_turn_over_tls_and_may_read_the_secret(deployed: Synthesise) -> None:
+    made = {
+        stack: Template(template["Resources"])
+        for stack, template in deployed("prod", turn_tls_name="relay.example.com", image_uri=NAMED_IMAGE).templates.items()
+    }
+    media, told = made["media"], environment(made["media"])
+    assert (told["HELIOGRAPH_TURN_LISTEN_TLS"], told["HELIOGRAPH_TURN_TLS_NAME"]) == ("0.0.0.0:5349,0.0.0.0:443", "relay.example.com")
+    assert told["HELIOGRAPH_TURN_TLS_SECRET_ID"] in {resource for resource, _ in media.role("TaskRole")["secretsmanager:GetSecretValue"]}
+    assert "heliograph/test/relay-tls" in {secret["Name"] for secret in made["state"].of_type("AWS::SecretsManager::Secret").values()}
+    listeners = {(item["Protocol"], item["Port"]) for item in media.of_type("AWS::ElasticLoadBalancingV2::Listener").values()}
+    assert listeners == {("TCP_UDP", 3478), ("TCP", 5349), ("TCP", 443)}
+    assert {mapping["ContainerPort"] for mapping in container(media)["PortMappings"]} == {3478, 5349, 443, 9478}
+    assert load(told).turn_tls_name == "relay.example.com"
+
+
+def test_without_one_it_does_not(media: Template) -> None:
+    assert not [name for name in environment(media) if "TLS" in name]
 
 
 @pytest.mark.parametrize(("name", "target"), [("prod", "instance"), ("fargate", "ip")])

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,11 +16,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from heliograph.ice import turn_key, turn_password, turn_username
 from media_fleet.stun import Address, Class, Message, Method, attributes, parse
+from tests.certificates import make_certificates
 
 RELAY = ["relay", "--listen", "127.0.0.1:0", "--realm", "R", "--user", "ann:pass"]
 CONTAINERS = {
@@ -163,10 +167,13 @@ def test_a_node_has_neither_fixed_users_nor_open_peers(argument: str) -> None:
 class SecretsManager(http.server.BaseHTTPRequestHandler):
     """Answers GetSecretValue as AWS does, whoever asks."""
 
+    stored: ClassVar[dict[str, dict[str, str]]] = {"turn": {"current": "new", "previous": "old"}}
+
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        body = json.dumps({"Name": "turn", "SecretString": json.dumps({"current": "new", "previous": "old"})}).encode()
-        self.send_response(200)
+        secret = self.stored.get(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["SecretId"])
+        answer = {"SecretString": json.dumps(secret)} if secret else {"__type": "ResourceNotFoundException", "Message": "no value for the staging label"}
+        body = json.dumps(answer).encode()
+        self.send_response(200 if secret else 400)
         self.send_header("Content-Type", "application/x-amz-json-1.1")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -207,6 +214,28 @@ def test_a_node_takes_its_secrets_from_secrets_manager_and_accepts_the_current_a
         assert {secret: sign_in(server, secret) for secret in ("new", "old", "older")} == {"new": None, "old": None, "older": 401}
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_node_speaks_tls_with_the_certificate_of_its_secret(node: dict[str, str], workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_certificates(tmp_path)
+    monkeypatch.setitem(SecretsManager.stored, "tls", {"certificate": made.chain.read_text(), "key": made.key.read_text()})
+    speaks = {"HELIOGRAPH_TURN_LISTEN_TLS": f"127.0.0.1:{(port := free_port())}", "HELIOGRAPH_TURN_TLS_SECRET_ID": "tls"}
+    context = ssl.create_default_context(cafile=str(made.authority))
+    with (
+        started("node", HELIOGRAPH_TURN_WORKERS=workers, **node, **speaks),
+        context.wrap_socket(socket.create_connection(("127.0.0.1", port), 5), server_hostname="localhost") as client,
+    ):
+        assert ask(client, Message(Method.BINDING, Class.REQUEST, os.urandom(12)).serialize()).message_class is Class.SUCCESS
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_node_whose_certificate_is_not_there_yet_serves_without_tls(node: dict[str, str], workers: str) -> None:
+    speaks = {"HELIOGRAPH_TURN_LISTEN_TLS": f"127.0.0.1:{(port := free_port())}", "HELIOGRAPH_TURN_TLS_SECRET_ID": "not-there"}
+    with started("node", HELIOGRAPH_TURN_WORKERS=workers, **node, **speaks) as (_, server):
+        assert sign_in(server) is None
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), 5)
 
 
 def free_port() -> int:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -25,6 +26,7 @@ from media_fleet.stun import Address
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import shared_secrets, static_users
 from media_fleet.workers import WorkerPool
+from tests.certificates import make_certificates
 from tests.turn_client import CHANNEL, Refused, TurnClient
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -352,6 +354,39 @@ async def test_a_rotated_secret_reaches_the_workers() -> None:
         secrets.append(TurnSecrets("new"))
         await until(lambda: taken("new") == {0, 1}, "the new secret at both workers")
         assert taken("old") == {401}
+
+
+async def test_a_certificate_that_comes_later_opens_tls_at_every_worker_and_another_one_takes_its_place(tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    first, second = map(make_certificates, folders)
+    settings = config(listen_tls=(("127.0.0.1", 0),))
+    for relay in (WorkerPool(settings, 2), Relay(settings)):
+        async with relay:
+            assert relay.addresses["tls"] == []
+            with pytest.raises(ValueError, match="does not belong"):
+                await relay.serve_tls(TlsFiles(str(first.chain), str(second.key)))
+            assert relay.addresses["tls"] == []
+            for made in (first, second):
+                await relay.serve_tls(TlsFiles(str(made.chain), str(made.key)))
+                (address,) = relay.addresses["tls"]
+                served: set[int] = set()
+                async with asyncio.timeout(30):
+                    while len(served) < (2 if isinstance(relay, WorkerPool) else 1):
+                        served |= await allocated_over_tls(address, made.authority)
+
+
+async def allocated_over_tls(server: Address, authority: Path) -> set[int]:
+    """The worker that gave an allocation, or nobody while the certificate is another authority's."""
+    context = ssl.create_default_context(cafile=str(authority))
+    context.check_hostname = False
+    try:
+        transport, _ = await create_turn_endpoint(asyncio.DatagramProtocol, server, "ann", "pass", ssl=context, transport="tcp")
+    except ssl.SSLCertVerificationError:
+        return set()
+    transport.close()
+    return {worker_of(transport.get_extra_info("sockname"))}
 
 
 async def test_no_secret_stands_in_a_command_line_or_an_environment(pool: WorkerPool) -> None:
