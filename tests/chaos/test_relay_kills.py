@@ -35,10 +35,18 @@ class Running:
     pids: list[int]
     log: Path
 
-    def sockets(self) -> dict[int, int]:
-        """The ports of its UDP and TCP sockets, by the sockets' own numbers."""
-        names = {os.readlink(file) for pid in self.pids for file in Path(f"/proc/{pid}/fd").iterdir()}
-        return {number: port for number, port in bound().items() if f"socket:[{number}]" in names}
+    def sockets(self, ports: Sequence[int]) -> set[int]:
+        """The numbers of its UDP and TCP sockets, which have at least these ports."""
+        numbers: set[int] = set()
+
+        def found() -> bool:
+            names = {os.readlink(file) for pid in self.pids for file in Path(f"/proc/{pid}/fd").iterdir()}
+            now = {number: port for number, port in bound().items() if f"socket:[{number}]" in names}
+            numbers.update(now)
+            return now.keys() >= numbers and set(ports) <= set(now.values())
+
+        wait_until("its sockets in the kernel's tables", found, WITHIN_S)
+        return numbers
 
 
 @contextmanager
@@ -143,8 +151,13 @@ def is_running(pid: int) -> bool:
     return False
 
 
+def are_closed(numbers: set[int]) -> bool:
+    """Whether none of these sockets is left. Its port may be another program's by now."""
+    return not any(numbers & bound().keys() for _ in range(3))
+
+
 def bound() -> dict[int, int]:
-    """The ports of this machine's sockets, UDP and TCP, by the sockets' own numbers. A port that is free may be another program's a moment later."""
+    """The ports of this machine's sockets, UDP and TCP, by the sockets' own numbers. While others come and go, the kernel may leave one out."""
     ports = {}
     for name in ("udp", "tcp"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
@@ -161,8 +174,7 @@ def test_a_killed_relay_leaves_nothing_relaying(tmp_path: Path, path: str, worke
     with relay(tmp_path, path, workers) as running, calls(running.address) as living:
         living.lose_none(rounds=2)
         assert len(running.pids) == (workers + 1 if workers > 1 else 1)
-        sockets = running.sockets()
-        assert {client.relayed[1] for client in living.clients} | {running.address[1]} <= set(sockets.values())
+        sockets = running.sockets((running.address[1], *(client.relayed[1] for client in living.clients)))
         living.offer()  # in its hands
         os.kill(running.process.pid, signal.SIGKILL)
         killed_at = time.monotonic()
@@ -172,7 +184,7 @@ def test_a_killed_relay_leaves_nothing_relaying(tmp_path: Path, path: str, worke
         living.offer()
         time.sleep(0.1)  # longer than a datagram ever takes on this machine's own network
         assert living.forget() == 0
-        assert not sockets.keys() & bound().keys()
+        assert are_closed(sockets)
     with capsys.disabled():
         print(f" [{path}, workers {workers}: all gone {took_ms:.0f} ms after the kill]", end="")
 
@@ -204,7 +216,7 @@ def all_are_refused(server: Address) -> bool:
 @pytest.mark.parametrize(("path", "workers"), PATHS)
 def test_a_drained_relay_loses_no_packet_of_a_live_allocation_and_ends_when_the_last_is_given_back(tmp_path: Path, path: str, workers: int) -> None:
     with relay(tmp_path, path, workers, drain_s=300) as running, calls(running.address) as living:
-        sockets = running.sockets()
+        sockets = running.sockets([client.relayed[1] for client in living.clients])
         living.lose_none()
         living.offer()
         running.process.send_signal(signal.SIGTERM)  # with a round under way
@@ -217,18 +229,18 @@ def test_a_drained_relay_loses_no_packet_of_a_live_allocation_and_ends_when_the_
         living.leave(ALLOCATIONS)
         assert running.process.wait(WITHIN_S) == 0, running.log.read_text()
         assert not any(map(is_running, running.pids))
-        assert not sockets.keys() & bound().keys()
+        assert are_closed(sockets)
         assert running.log.read_text().count('"allocation_ended"') >= ALLOCATIONS
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_drained_relay_ends_at_the_limit_whoever_is_left(tmp_path: Path, workers: int) -> None:
     with relay(tmp_path, "python", workers, drain_s=1) as running, calls(running.address, 20) as living:
-        sockets, started_at = running.sockets(), time.monotonic()
+        sockets, started_at = running.sockets([client.relayed[1] for client in living.clients]), time.monotonic()
         running.process.send_signal(signal.SIGTERM)
         while time.monotonic() < started_at + 0.5:
             living.lose_none()
         assert running.process.wait(WITHIN_S) == 0, running.log.read_text()
         assert time.monotonic() - started_at >= 1
         assert not any(map(is_running, running.pids))
-        assert not sockets.keys() & bound().keys()
+        assert are_closed(sockets)

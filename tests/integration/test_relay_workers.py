@@ -130,7 +130,7 @@ async def until(holds: Callable[[], object], missing: str, seconds: float = 30.0
 
 def grown(before: RelayReading, after: RelayReading) -> tuple[int, int, int]:
     """Allocations, and payload bytes from and to clients."""
-    assert after.dropped["network"] == 0
+    assert after.dropped["network"] == before.dropped["network"]
     carried = after.from_client_bytes - before.from_client_bytes, after.to_client_bytes - before.to_client_bytes
     return after.allocations - before.allocations, *carried
 
@@ -253,6 +253,26 @@ async def test_from_worker_to_worker_nothing_passes_without_the_permission_of_wh
             bob.refresh(600)
         await pool.look()
         assert (pool.reading().from_client_packets, pool.reading().to_client_packets) == (4, 2)
+
+
+async def test_a_worker_that_does_not_keep_up_loses_datagrams_and_the_other_never_waits_for_it(pool: WorkerPool) -> None:
+    with one_of_each(pool.address) as (ann, bob), peer() as there:
+        ann.bind(bob.relayed)
+        ann.bind(there.getsockname(), CHANNEL + 1)
+        bob.bind(ann.relayed)
+        await pool.look()
+        before = pool.reading().dropped["network"]
+        os.kill(pool.pids()[1], signal.SIGSTOP)
+        try:
+            for _ in range(400):  # 12 MB: more than any buffer of the kernel's between the two
+                ann.send(bytes(30_000))
+                ann.send(b"in step", CHANNEL + 1)  # the peer's answer says that worker 0 has done with the one before
+                assert there.recv(100) == b"in step"
+        finally:
+            os.kill(pool.pids()[1], signal.SIGCONT)
+        await pool.look()
+        assert pool.reading().dropped["network"] > before
+        assert bob.receive() == (bytes(30_000), CHANNEL)
 
 
 # The end of a worker
@@ -434,7 +454,7 @@ async def test_the_stats_endpoint_tells_of_all_workers(pool: WorkerPool) -> None
         await pool.look()
         reading = pool.reading()
         assert grown(before, reading)[0] == 8
-        health = {"status": "ok", "allocations": reading.allocations, "dropped": 0, "workers": 2}
+        health = {"status": "ok", "allocations": reading.allocations, "dropped": reading.dropped["network"], "workers": 2}
         assert await get(pool, "/healthz") == (200, health)
         assert await get(pool, "/allocations") == (200, pool.allocations())
 
