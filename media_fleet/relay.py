@@ -335,6 +335,7 @@ class Relay:
 
     def _again(self, relay_id: RelayId, data: bytes, to: Address) -> bool:
         """The error told of an ICMP message that answers an earlier datagram (udp(7)): this one was not sent."""
+        self._python.read_errors(relay_id)
         try:
             self._relays[relay_id].sendto(data, to)
         except (OSError, KeyError):
