@@ -190,6 +190,7 @@ class Relay:
     def _listen(self, address: Address) -> None:
         listener = _udp_socket(address)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.config.receive_buffer_bytes)
+        _set_dont_fragment(listener, ":" in address[0], _DF_NEVER)  # RFC 8656 s14: the DF bit of what peers sent counts as 0
         here: Address = listener.getsockname()[:2]
         self.addresses[UDP].append(here)
         self._listeners[here] = listener

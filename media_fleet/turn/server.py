@@ -297,11 +297,13 @@ class TurnServer:
         if allocation.bucket is not None and not allocation.bucket.takes(len(data), now):
             self.counts.over_rate += 1
             return []
+        forward: Forward | None = relayed.relay_id, data, peer
         if peer[0] in self._hosts:
-            return _effects(self._to_own(allocation, relayed, data, peer, now))
-        allocation.traffic.from_client_packets += 1
-        allocation.traffic.from_client_bytes += len(data)
-        return [SendToPeer(relayed.relay_id, data, peer, message.get(attributes.DONT_FRAGMENT) is not None)]
+            forward = self._to_own(allocation, relayed, data, peer, now)
+        else:
+            allocation.traffic.from_client_packets += 1
+            allocation.traffic.from_client_bytes += len(data)
+        return _effects(forward, message.get(attributes.DONT_FRAGMENT) is not None and _may_set_df(five_tuple, peer))
 
     def _to_own(self, allocation: Allocation, relayed: Relayed, payload: bytes, peer: Address, now: float) -> Forward | None:
         """The peer is at our relay address: an allocation of ours or of a sibling, or (only where a CIDR allows the host) somebody else's socket."""
@@ -635,11 +637,16 @@ def _family(relay_id: RelayId) -> int:
     return IPV6 if is_ipv6(relay_id) else IPV4
 
 
-def _effects(forward: Forward | None) -> list[Effect]:
+def _may_set_df(five_tuple: FiveTuple, peer: Address) -> bool:
+    """From UDP to UDP the attribute DONT-FRAGMENT is ignored where either side is IPv6 (s13); else it counts (s14, s15)."""
+    return five_tuple[2] != "udp" or not any(":" in host for host, _ in (five_tuple[0], peer))
+
+
+def _effects(forward: Forward | None, dont_fragment: bool = False) -> list[Effect]:
     """A Forward as an effect."""
     if forward is None:
         return []
     relay_id, data, to = forward
     if relay_id == LISTENER:
         return [SendToClient(data, to)]
-    return [SendToSibling(to[0], data, to[1]) if relay_id == SIBLING else SendToPeer(relay_id, data, to)]
+    return [SendToSibling(to[0], data, to[1]) if relay_id == SIBLING else SendToPeer(relay_id, data, to, dont_fragment)]

@@ -744,6 +744,36 @@ def test_a_send_indication_with_dont_fragment_asks_for_the_df_bit_s14(laptop: La
     assert laptop.to_peers == [SendToPeer(port, b"x", PEER, dont_fragment=True), SendToPeer(port, b"y", PEER)]
 
 
+@pytest.mark.parametrize(
+    ("client", "transport", "peer", "is_set"),
+    [
+        ("198.51.100.7", "udp", PEER, True),
+        ("198.51.100.7", "udp", PEER6, False),
+        ("2606:4700::7", "udp", PEER, False),
+        ("2606:4700::7", "udp", PEER6, False),
+        ("198.51.100.7", "tcp", PEER, True),
+        ("2606:4700::7", "tls", PEER6, True),
+    ],
+)
+def test_from_udp_to_udp_dont_fragment_counts_between_ipv4_only_and_from_a_stream_always_s13_to_s15(
+    dual: Client, client: str, transport: str, peer: Address, is_set: bool
+) -> None:
+    dual.five_tuple = ((client, 40_000), ("10.0.0.1", 3478), transport)
+    dual.ask(Method.ALLOCATE, BOTH)
+    dual.permit(peer)
+    dual.send(b"x", peer, fields=((attributes.DONT_FRAGMENT, b""),))
+    assert [effect.dont_fragment for effect in dual.laptop.to_peers if isinstance(effect, SendToPeer)] == [is_set]
+
+
+def test_dont_fragment_counts_towards_another_socket_of_the_relays_own_host() -> None:
+    laptop = Laptop(peers=PeerPolicy([f"{HOST}/32"], relay_hosts=[HOST], ports=range(49_152, 65_536)))
+    ann, peer = Client(laptop), (HOST, 9)
+    port = ann.allocate()[1]
+    ann.permit(peer)
+    ann.send(b"x", peer, fields=((attributes.DONT_FRAGMENT, b""),))
+    assert laptop.to_peers == [SendToPeer(port, b"x", peer, dont_fragment=True)]
+
+
 @pytest.mark.parametrize(("type_", "is_told"), [(3, True), (11, True), (0, False), (5, False), (8, False)])
 def test_icmp_of_a_permitted_peer_is_told_in_a_data_indication_s11_5(laptop: Laptop, ann: Client, type_: int, is_told: bool) -> None:
     port, icmp = ann.allocate()[1], Icmp(type_, 4, 1280)
