@@ -48,7 +48,7 @@ from media_fleet.turn.effects import (
     SendToSibling,
 )
 from media_fleet.turn.nonces import Nonces
-from media_fleet.turn.peers import PeerPolicy
+from media_fleet.turn.peers import PeerPolicy, is_tunnelled
 from media_fleet.turn.rates import SourceLimit, TokenBucket
 from media_fleet.turn.refusals import REASONS, Refused, check_understood
 from media_fleet.turn.settings import TurnSettings
@@ -387,6 +387,8 @@ class TurnServer:
             if (existing.transaction_id, existing.username) != (message.transaction_id, signer.username):
                 raise Refused(437)
             return [SendToClient(existing.reply, five_tuple)]
+        if is_tunnelled(five_tuple[0][0]):
+            raise Refused(403)  # s21.4
         wish = wanted(message, self.settings, five_tuple[0][0])
         if wish.token is not None:
             return self._allocate_reserved(message, signer, five_tuple, wish.token, now)

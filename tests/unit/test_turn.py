@@ -733,6 +733,15 @@ def test_on_an_ipv4_relay_a_mapped_loopback_gets_443_and_reaches_nothing(laptop:
     assert laptop.to_peers == []
 
 
+@pytest.mark.parametrize("host", ["2001:0:1234::1", "2002:c633:6407::1"])
+def test_a_client_at_a_teredo_or_6to4_address_gets_403_and_its_neighbour_passes_s21_4(laptop: Laptop, ann: Client, host: str) -> None:
+    here = ann.five_tuple[1:]
+    ann.five_tuple = ((host, 40_000), *here)
+    assert code(ann.ask(Method.ALLOCATE, UDP)) == 403
+    ann.five_tuple, ann.nonce = (("2003::1", 40_000), *here), None
+    ann.allocate()
+
+
 # DF bit and ICMP, s14, s11.5
 
 
