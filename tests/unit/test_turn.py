@@ -258,7 +258,14 @@ def test_each_allocate_a_second_later_gets_another_nonce_s5(ann: Client) -> None
     assert len(nonces) == 3
 
 
-@pytest.mark.parametrize("nonce", [b"", b"zzzzzzzz" + b"0" * 16, b"0" * 24, b"\xff" * 24, b"0" * 700])
+def test_a_nonce_says_that_rfc_8489_is_supported_without_its_optional_features_rfc_8489_s9_2(ann: Client) -> None:
+    nonce = ann.exchange(ann.plain(Method.ALLOCATE)).get(attributes.NONCE)
+    assert nonce is not None
+    assert nonce.startswith(b"obMatJos2AAAA")
+    assert len(nonce) == 29
+
+
+@pytest.mark.parametrize("nonce", [b"", b"obMatJos2AAAA", b"obMatJos2AAAA" + b"A" * 16, b"obMatJos2AAAA" + b"*" * 16, b"\xff" * 29, b"0" * 700])
 def test_a_forged_nonce_gets_438_and_never_raises(ann: Client, nonce: bytes) -> None:
     ann.nonce = nonce
     assert code(ann.exchange(ann.signed(Method.ALLOCATE, UDP))) == 438
