@@ -105,7 +105,7 @@ async def reserved_bits(stage: Stage) -> None:
     assert code(await ann.ask(Method.CHANNEL_BIND, raw(attributes.CHANNEL_NUMBER, b"\x40\x00\xff\xff"), *to(peer.address))) is None
 
 
-@message("5769 s2.1", "the sample request is answered, FINGERPRINT by FINGERPRINT", "with any bit of it flipped it is not")
+@message("5769 s2.1", "the sample request with a bit flipped: silence", "whole it is answered, FINGERPRINT by FINGERPRINT")
 async def sample_request(stage: Stage) -> None:
     ann = await stage.client()
     sample = rfc5769.SAMPLE_REQUEST

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import os
+import socket
 from functools import partial
 
 from media_fleet.stun import Address, Class, Icmp, Message, Method, attributes
 from tests.integration.conformance.rule import LIVES_LONG, NUMBER, OTHER_NUMBER, Rule, allocated, over_streams, over_udp_v4, over_udp_v6, rule, with_df_bit
-from tests.integration.conformance.world import DONT_FRAGMENT, TCP, TLS, UDP, V4, V6, Client, Datagrams, Stage, channel_data, code, hear_only, raw, to, unknown
+from tests.integration.conformance.world import (
+    DONT_FRAGMENT,
+    TCP,
+    TLS,
+    UDP,
+    V4,
+    V6,
+    Client,
+    Datagrams,
+    Stage,
+    channel_data,
+    code,
+    hear_only,
+    heard_tos,
+    raw,
+    to,
+    unknown,
+)
 
 RULES: list[Rule] = []
 permission = partial(rule, RULES, "Permissions")
@@ -63,7 +81,7 @@ async def of_another_allocation(stage: Stage) -> None:
 )
 async def for_300_seconds(stage: Stage) -> None:
     ann, peer, address = await allocated(stage, LIVES_LONG)
-    for renew in (lambda: ann.permit(peer.address), lambda: ann.bind(NUMBER, peer.address)):
+    for renew in (partial(ann.permit, peer.address), partial(ann.bind, NUMBER, peer.address)):
         stage.pass_time(299)
         peer.send(b"in time", address)
         assert await ann.hears() == (peer.address, b"in time")
@@ -260,6 +278,21 @@ async def no_df_to_the_client(stage: Stage) -> None:
     assert await ann.bind(NUMBER, peer.address) is None
     peer.send(b"channel", address)
     assert await ann.hears() == (NUMBER, b"channel")
+
+
+@data("8656 s14", "datagrams leave as best effort and Not-ECT, whatever DSCP and ECN they came with, both ways", where=over_udp_v4)
+async def no_marks(stage: Stage) -> None:
+    ann, peer, address = await allocated(stage)
+    assert isinstance(ann.link, Datagrams)
+    assert await ann.bind(NUMBER, peer.address) is None
+    for sender in (ann.link.socket, peer.socket):
+        sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xB8 | 1)  # expedited forwarding, ECT(1)
+    ann.send_to(peer.address, b"x")
+    assert await heard_tos(peer.socket) == 0
+    ann.send(channel_data(NUMBER, b"x"))
+    assert await heard_tos(peer.socket) == 0
+    peer.send(b"x", address)
+    assert await heard_tos(ann.link.socket) == 0
 
 
 @data("8656 s13", "between UDP over IPv6 and either family DONT-FRAGMENT is ignored: the DF bit is 0", where=over_udp_v6, relay_addresses=(V4,))

@@ -157,6 +157,14 @@ def hear_only(opened: socket.socket, *, dont_fragment: bool) -> None:
     opened.setsockopt(socket.SOL_SOCKET, 26, struct.pack("@HP", len(program) // 8, ctypes.addressof(held)))  # SO_ATTACH_FILTER
 
 
+async def heard_tos(opened: socket.socket) -> int:
+    """DSCP and ECN of the next IPv4 datagram."""
+    opened.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+    await _readable(opened)
+    _, ancillary, _, _ = opened.recvmsg(2048, 64)
+    return next(value[0] for _, kind, value in ancillary if kind == socket.IP_TOS)
+
+
 class Link(Protocol):
     """How a client's messages go and come: one at a time, as datagrams are."""
 
