@@ -10,20 +10,20 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cached_property, partial
+from typing import Any, Protocol, cast
 
 from heliograph.ice import turn_key
+from media_fleet.datapath.compiled import CompiledPath
 from media_fleet.datapath.outside import OutsidePath
 from media_fleet.datapath.paths import DataPathName
 from media_fleet.relay import Relay, RelayConfig
-from media_fleet.stun import Address, Attribute, Class, ErrorCode, Message, Method, attributes, parse
+from media_fleet.stun import Address, Attribute, Class, ErrorCode, Icmp, Message, Method, attributes, parse
 from media_fleet.tls import TlsFiles
-from media_fleet.turn import Bind, Extend, PeerPolicy, Permit, static_users
-from media_fleet.turn.allocation import Allocation
+from media_fleet.turn import Counters, static_users
 
 REALM = "heliograph"
 USERS = {"ann": "pass", "bob": "word"}
@@ -339,15 +339,18 @@ class Client:
         """The next message that is no answer: ChannelData as (number, data)."""
         return self._unread.popleft() if self._unread else _heard(await self.link.read())
 
-    async def hears(self) -> tuple[Address | int, bytes]:
-        """The next data, with its channel, or its peer where it came as Data indication."""
+    async def hears(self) -> tuple[Address | int, bytes | Icmp]:
+        """The next data, with its channel, or its peer where it came as Data indication; or ICMP with its peer."""
         message = await self.message()
         if not isinstance(message, Message):
             return message
         assert (message.method, message.message_class) == (Method.DATA, Class.INDICATION)
-        peer, data = message.get(attributes.XOR_PEER_ADDRESS), message.get(attributes.DATA)
+        peer, data, icmp = message.get(attributes.XOR_PEER_ADDRESS), message.get(attributes.DATA), message.get(attributes.ICMP)
         assert peer is not None
-        assert data is not None
+        if data is None:
+            assert icmp is not None
+            return peer, icmp
+        assert icmp is None
         return peer, data
 
     async def hears_nothing(self) -> bool:
@@ -380,11 +383,57 @@ def _heard(data: bytes) -> Message | tuple[int, bytes]:
 # The stage of one rule
 
 
+class Nearer:
+    """The compiled data path, whose deadlines come nearer: it compares with the machine's clock, which cannot leap."""
+
+    def __init__(self, path: CompiledPath) -> None:
+        self._path = path
+        self._told: dict[tuple[int, object], tuple[float, Callable[[float], None]]] = {}  # what was told last comes last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._path, name)
+
+    def come(self, seconds: float) -> None:
+        """Every deadline that C was told, and none that it should have been told, is so much nearer now."""
+        for key, (at, tell) in list(self._told.items()):
+            self._told[key] = at - seconds, tell
+            tell(at - seconds)
+
+    def open(
+        self, relay_id: int, fd: int, listener_id: int, client: Address, relayed: Address, expires_at: float, bucket_id: Hashable | None = None
+    ) -> Counters:
+        counters = self._path.open(relay_id, fd, listener_id, client, relayed, expires_at, bucket_id)
+        self._remember(relay_id, None, expires_at, partial(self._path.extend, relay_id))
+        return counters
+
+    def extend(self, relay_id: int, expires_at: float) -> None:
+        self._path.extend(relay_id, expires_at)
+        self._remember(relay_id, None, expires_at, partial(self._path.extend, relay_id))
+
+    def permit(self, relay_id: int, host: str, expires_at: float) -> None:
+        self._path.permit(relay_id, host, expires_at)
+        self._remember(relay_id, host, expires_at, partial(self._path.permit, relay_id, host))
+
+    def bind(self, relay_id: int, number: int, peer: Address, is_own: bool, expires_at: float, may_leave: bool = False) -> None:
+        self._path.bind(relay_id, number, peer, is_own, expires_at, may_leave)
+        self._remember(relay_id, number, expires_at, partial(self._path.bind, relay_id, number, peer, is_own, may_leave=may_leave))
+
+    def _remember(self, relay_id: int, of: object, at: float, tell: Callable[[float], None]) -> None:
+        self._told.pop((relay_id, of), None)
+        self._told[relay_id, of] = at, tell
+
+    def close(self, relay_id: int) -> None:
+        self._path.close(relay_id)
+        self._told = {key: told for key, told in self._told.items() if key[0] != relay_id}
+
+
 class Stage:
     """A relay, alone in its world, and who talks to it."""
 
     def __init__(self, world: World, relay: Relay, trust: Trust) -> None:
         self.world, self.relay, self.trust = world, relay, trust
+        if isinstance(relay._path, OutsidePath):
+            relay._path._path = cast(CompiledPath, Nearer(relay._path._path))
         self._opened: list[Client | Peer] = []
 
     async def client(
@@ -431,14 +480,12 @@ class Stage:
             return True
 
     def pass_time(self, seconds: float) -> None:
-        """The relay's clock leaps. C compares with the machine's clock, which does not: there each deadline comes nearer instead."""
+        """The relay's clock leaps."""
         relay = self.relay
         relay._offset_s += seconds
         if isinstance(relay._path, OutsidePath):
             relay._path._offset_s += seconds
-            for five_tuple, allocation in relay._server._allocations.items():
-                if five_tuple[2] == UDP:
-                    _tell_again(relay._path, allocation, relay._server._peers)
+            cast(Nearer, relay._path._path).come(seconds)
         if relay._timer:
             relay._timer.cancel()
         relay._tick()
@@ -446,16 +493,6 @@ class Stage:
     def close(self) -> None:
         for opened in self._opened:
             opened.close()
-
-
-def _tell_again(path: OutsidePath, allocation: Allocation, peers: PeerPolicy) -> None:
-    for relayed in allocation.relays:
-        path.extend(Extend(relayed.relay_id, relayed.expires_at))
-    for host, expires_at in allocation.permissions.items():
-        path.permit(Permit(next(one.relay_id for one in allocation.relays if one is allocation.relay_for(host)), host, expires_at))
-    for channel in allocation.channels.values():
-        may_leave = peers.is_listed(channel.peer[0])
-        path.bind(Bind(channel.relayed.relay_id, channel.number, channel.peer, channel.is_own, may_leave, channel.expires_at))
 
 
 @asynccontextmanager
