@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from heliograph.ice import TurnSecrets
-from media_fleet.relay import RelayConfig, serve
+from media_fleet.relay import RelayConfig
 from media_fleet.settings import address
 from media_fleet.turn import shared_secrets
+from media_fleet.workers import serve
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 

@@ -24,11 +24,12 @@ from media_fleet import public_address
 from media_fleet.datapath.paths import NAMES, DataPathName
 from media_fleet.log import log
 from media_fleet.meters import Meter, Reading, publish
-from media_fleet.relay import CannotListen, Relay, RelayConfig, opened, run_loop, serve
+from media_fleet.relay import CannotListen, Relay, RelayConfig, run_loop
 from media_fleet.settings import HubSettings, NodeSettings, address, addresses, load, load_hub
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import shared_secrets, static_users
 from media_fleet.turn.settings import UnaskedFamily
+from media_fleet.workers import WorkerPool, count_of, opened, serve
 
 if TYPE_CHECKING:
     from media_fleet.hub import HubConfig
@@ -53,15 +54,23 @@ def main(arguments: list[str] | None = None) -> None:
     relay.add_argument("--relay-address", action="append", default=[], metavar="IP", help="address that peers reach it at, one per family (the listeners')")
     relay.add_argument("--unasked-family", choices=get_args(UnaskedFamily), default="ipv4", help="for clients that name none (%(default)s, as RFC 8656 has it)")
     relay.add_argument("--data-path", choices=NAMES, default="auto", help="who forwards for UDP clients (%(default)s)")
+    relay.add_argument("--workers", default="1", metavar="N", help="relay processes, or `auto` for one per CPU (%(default)s)")
+    relay.add_argument("--drain", default="0", metavar="SECONDS", help="how long living allocations may go on after SIGTERM (%(default)s)")
     relay.add_argument("--stats", metavar="IP:PORT", help="HTTP endpoint: /healthz and /allocations")
     commands.add_parser("hub", help="the event hub alone; settings come from the environment")
     commands.add_parser("node", help="a node of the fleet; settings come from the environment")
+    worker = commands.add_parser("worker", help="one process of a relay that has several, which starts it")
+    worker.add_argument("file", type=int, help="number of the inherited socket")
     commands.add_parser("health", help="exit code 0 when the node with the same environment is well; the container's health check")
     chosen = parser.parse_args(arguments)
     if chosen.command == "relay":
         _relay(chosen)
     elif chosen.command == "hub":
         _hub()
+    elif chosen.command == "worker":
+        from media_fleet.worker import main as work
+
+        work(chosen.file)
     elif chosen.command == "health":
         sys.exit(_health(os.environ))
     else:
@@ -86,9 +95,10 @@ def _relay(chosen: argparse.Namespace) -> None:
         allow_peers=tuple(_network(text) for text in chosen.allow_peer),
         stats_listen=address(chosen.stats, "--stats") if chosen.stats else None,
         allocations_per_account=8_000,
+        drain_s=_seconds(chosen.drain, "--drain"),
     )
     _check_relay_address(config, "--relay-address")
-    serve(config)
+    serve(config, count_of(chosen.workers, "--workers"))
 
 
 def _tls_files(chosen: argparse.Namespace) -> TlsFiles | None:
@@ -173,7 +183,7 @@ def _node() -> None:
     if bool(settings.turn_listen_tls) != bool(settings.turn_tls_secret_id):
         raise SystemExit("HELIOGRAPH_TURN_LISTEN_TLS and HELIOGRAPH_TURN_TLS_SECRET_ID belong together: set both for TLS, or none.")
     hub_config = _hub_config(settings) if settings.redis_url else None
-    node_config = _node_config(settings)
+    node_config, workers = _node_config(settings), count_of(settings.turn_workers, "HELIOGRAPH_TURN_WORKERS")
     try:
         secrets = [_read_secret(settings.turn_secret_id)]
     except ValueError as error:
@@ -194,7 +204,7 @@ def _node() -> None:
     )
     _check_relay_address(config, "HELIOGRAPH_RELAY_ADDRESS")
 
-    run_loop(_run_node(settings, config, hub_config, node_config, secrets))
+    run_loop(_run_node(settings, config, workers, hub_config, node_config, secrets))
 
 
 def _node_config(settings: NodeSettings) -> NodeConfig:
@@ -213,7 +223,9 @@ def _node_config(settings: NodeSettings) -> NodeConfig:
     )
 
 
-async def _run_node(settings: NodeSettings, config: RelayConfig, hub_config: HubConfig | None, node_config: NodeConfig, secrets: list[TurnSecrets]) -> None:
+async def _run_node(
+    settings: NodeSettings, config: RelayConfig, workers: int, hub_config: HubConfig | None, node_config: NodeConfig, secrets: list[TurnSecrets]
+) -> None:
     from media_fleet.node import Node
     from media_fleet.session_store import SessionStore, Tenants
     from media_fleet.usage import Usage, UsageLedger
@@ -226,7 +238,7 @@ async def _run_node(settings: NodeSettings, config: RelayConfig, hub_config: Hub
     if tenants and settings.mongodb_secret_id:
         ledger = UsageLedger(lambda: _read_uri(settings.mongodb_secret_id), settings.mongodb_database)
         usage = Usage(node_config.node_id, ledger, tenants)
-    relay = await opened(config, usage.ended if usage else None)
+    relay = await opened(config, workers, usage.ended if usage else None)
     watching = asyncio.create_task(_watch_secrets(settings, secrets, relay))
     try:
         await Node(node_config, relay, hub=hub_config, store=store, tenants=tenants, usage=usage).run(stopped)
@@ -263,7 +275,7 @@ def _read_tls(settings: NodeSettings) -> TlsFiles | None:
         return None
 
 
-async def _watch_secrets(settings: NodeSettings, secrets: list[TurnSecrets], relay: Relay) -> None:
+async def _watch_secrets(settings: NodeSettings, secrets: list[TurnSecrets], relay: Relay | WorkerPool) -> None:
     """Takes up a rotated secret and a renewed certificate; while they cannot be read, those we have go on."""
     tls = relay.config.tls
     while True:

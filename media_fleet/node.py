@@ -45,6 +45,9 @@ class Relayed(Protocol):
 
     def reading(self) -> RelayReading: ...
 
+    async def look(self) -> None:
+        """Brings what `reading`, `living` and `allocations` tell up to now, where that is not so anyway."""
+
     def living(self) -> Iterable[AllocationUsage]:
         """Each living allocation. Read over several turns of the loop: it goes over a copy, makes a record when it is asked for one, and skips what ended."""
 
@@ -185,6 +188,7 @@ class Node:
     async def _look_at_allocations(self) -> set[str]:
         """Notes what each carried; returns their accounts."""
         accounts: set[str] = set()
+        await self._relay.look()
         for number, usage in enumerate(self._relay.living(), 1):
             if self._usage:
                 self._usage.snapshot(usage)

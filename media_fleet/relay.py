@@ -9,11 +9,10 @@ import asyncio
 import errno
 import ipaddress
 import os
-import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
@@ -21,14 +20,15 @@ from types import TracebackType
 from typing import Any
 
 from heliograph.relays import turn_urls
+from media_fleet import siblings
 from media_fleet.datapath import compiled
 from media_fleet.datapath.outside import OutsidePath
 from media_fleet.datapath.paths import DataPath, DataPathName
-from media_fleet.datapath.python import RECVERR, RECVERR6, UDP, PythonPath
+from media_fleet.datapath.python import LARGEST, RECVERR, RECVERR6, UDP, PythonPath
 from media_fleet.log import log
 from media_fleet.readings import NETWORK, AllocationUsage, RelayReading
 from media_fleet.stats import serve_stats
-from media_fleet.streams import TCP, TLS, Streams
+from media_fleet.streams import BACKLOG, TCP, TLS, Streams, bound_socket
 from media_fleet.stun import Address, Icmp
 from media_fleet.tls import TlsFiles
 from media_fleet.turn import (
@@ -61,13 +61,18 @@ from media_fleet.turn.connections import StreamLimits
 from media_fleet.turn.settings import UnaskedFamily
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine sleeps, and never jumps
+_BATCH = 64  # datagrams of other workers before others get their turn
 # linux/in.h and linux/in6.h, which Python's socket does not name: the DF bit never, and always
 _MTU_DISCOVER, _MTU_DISCOVER6, _DF_NEVER, _DF_ALWAYS = 10, 23, 0, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayConfig:
-    """Everything a relay is told. Addresses are IP literals; port 0 takes a free one."""
+    """Everything a relay is told. Addresses are IP literals; port 0 takes a free one.
+
+    Where several workers share a node (media_fleet.workers), `max_allocations` and the ports are divided among them, and what is counted per account, per
+    source or per connection is counted by each worker for itself: an account may have up to `workers` times its allocations and its bandwidth.
+    """
 
     realm: str
     credentials: Credentials  # media_fleet.turn.static_users or shared_secrets
@@ -114,12 +119,24 @@ class RelayConfig:
         return next((host for host, _ in self.listen if (":" in host) == (":" in relay_host)), relay_host)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one of several workers has of a node."""
+
+    worker: int
+    workers: int
+    listeners: Mapping[str, Sequence[socket.socket]]  # by transport, ready: in place of the addresses of the configuration
+    inbox: socket.socket  # where other workers' datagrams come in
+    siblings: Mapping[int, socket.socket]  # the ways to theirs
+    ended: Callable[[Usage], object]  # is told what each allocation carried when it is over
+
+
 class Relay:
     """A running relay: `async with Relay(config) as relay`."""
 
-    def __init__(self, config: RelayConfig, ended: Callable[[AllocationUsage], object] | None = None) -> None:
+    def __init__(self, config: RelayConfig, ended: Callable[[AllocationUsage], object] | None = None, share: Share | None = None) -> None:
         """`ended` is told what each allocation carried when it is over."""
-        self.config, self._tell_ended = config, ended
+        self.config, self._tell_ended, self._share = config, ended, share
         self.hosts = config.relay_hosts()
         self.addresses: dict[str, list[Address]] = {UDP: [], TCP: [], TLS: []}  # where it listens, once it has started
         self.stats_address: Address | None = None
@@ -133,6 +150,7 @@ class Relay:
         self._emptied = asyncio.Event()
         self._offset_s = time.time_ns() / 1e9 - time.clock_gettime(_CLOCK)
         self._dropped = 0
+        self._dropped_by_paths: Mapping[str, int] = {}  # when it has closed
         self._ended = Traffic()
         self._is_open = False
 
@@ -152,28 +170,23 @@ class Relay:
         """Opens the listeners and the stats endpoint; CannotListen when an address is taken, ValueError when the TLS files are wrong."""
         self._loop = asyncio.get_running_loop()
         self._streams = Streams(self._on_request, self._on_lost, self.config.streams)
+        self._opened = self._share.listeners if self._share else open_listeners(self.config)[0]
         try:
-            for address in self.config.listen:
-                with _at(UDP, address):
-                    self._listen(address)
-            for address in self.config.listen_tcp:
-                with _at(TCP, address):
-                    self.addresses[TCP].append(await self._streams.listen(address))
-            if self.config.tls is not None:
-                await self.serve_tls(self.config.tls)
+            await self._listen()
             if self.config.stats_listen:
-                with _at(TCP, self.config.stats_listen):
+                with listening_at(TCP, self.config.stats_listen):
                     await self._serve_stats(self.config.stats_listen)
             self._server = TurnServer(self._settings(), self.config.credentials, os.urandom, self._peers())
             self._python = PythonPath(self._server, self._now, self._forward, self._on_request, self._on_icmp)
             self._path = self._chosen_path()
         except BaseException:
-            for listener in self._listeners.values():
-                listener.close()
             await self._streams.close()
+            close_listeners(self._opened)
             raise
         for here, listener in self._listeners.items():
             self._path.listen(listener, here)
+        if self._share:
+            self._loop.add_reader(self._share.inbox.fileno(), self._read_siblings, self._share.inbox)
         self._is_open = True
 
     def _chosen_path(self) -> DataPath:
@@ -187,13 +200,15 @@ class Relay:
             return self._python
         return OutsidePath(library, self._server, self._offset_s, self._now, self._forward, self._on_request, self._on_icmp)
 
-    def _listen(self, address: Address) -> None:
-        listener = _udp_socket(address)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.config.receive_buffer_bytes)
-        _set_dont_fragment(listener, ":" in address[0], _DF_NEVER)  # RFC 8656 s14: the DF bit of what peers sent counts as 0
-        here: Address = listener.getsockname()[:2]
-        self.addresses[UDP].append(here)
-        self._listeners[here] = listener
+    async def _listen(self) -> None:
+        for listener in self._opened[UDP]:
+            self._listeners[address_of(listener)] = listener
+        self.addresses[UDP] += self._listeners
+        for listener in self._opened[TCP]:
+            with listening_at(TCP, address_of(listener)):
+                self.addresses[TCP].append(await self._streams.listen(listener))
+        if self.config.tls is not None:
+            await self.serve_tls(self.config.tls)
 
     async def _serve_stats(self, address: Address) -> None:
         routes: dict[str, Callable[[], tuple[HTTPStatus, object]]] = {
@@ -211,11 +226,16 @@ class Relay:
         self._perform(self._server.end_all(self._now()))
         if self._timer:
             self._timer.cancel()
-        for here, listener in self._listeners.items():
+        for here in self._listeners:
             self._path.unlisten(here)
-            listener.close()
+        if self._share:
+            self._loop.remove_reader(self._share.inbox.fileno())
+            for way in (self._share.inbox, *self._share.siblings.values()):
+                way.close()
+        self._dropped_by_paths = self._dropped_in_paths()
         self._path.stop()
         await self._streams.close()
+        close_listeners(self._opened)
         if self._stats:
             self._stats.close()
             await self._stats.wait_closed()
@@ -224,9 +244,9 @@ class Relay:
         """Opens the TLS listeners, or takes a renewed certificate for handshakes from now on; ValueError when it is wrong, and then the old one stays."""
         if self.addresses[TLS]:
             self._streams.reload(files)
-        for address in self.config.listen_tls[len(self.addresses[TLS]) :]:
-            with _at(TLS, address):
-                self.addresses[TLS].append(await self._streams.listen(address, files))
+        for listener in self._opened[TLS][len(self.addresses[TLS]) :]:
+            with listening_at(TLS, address_of(listener)):
+                self.addresses[TLS].append(await self._streams.listen(listener, files))
 
     async def drain(self) -> None:
         """Refuses new allocations and waits until the living ones are gone, at most `drain_s`."""
@@ -238,14 +258,10 @@ class Relay:
     @property
     def urls(self) -> tuple[str, ...]:
         """Where clients reach it (RFC 7065)."""
-        if self.config.urls:
-            return self.config.urls
-        made: list[str] = []
-        for host in self.hosts:
-            udp, tcp = ([port for at, port in self.addresses[transport] if (":" in at) == (":" in host)] for transport in (UDP, TCP))
-            made += [url for port in udp for url in turn_urls(host, udp=port)] + [url for port in tcp for url in turn_urls(host, tcp=port)]
-        made += [url for _, port in self.addresses[TLS] for url in turn_urls("", tls=port, tls_host=self.config.tls_name)]
-        return tuple(dict.fromkeys(made))
+        return urls_of(self.config, self.addresses)
+
+    async def look(self) -> None:
+        """Nothing: what it tells is of the moment. A pool of several processes asks them here."""
 
     def allocations(self) -> list[dict[str, Any]]:
         """Ended allocations that are remembered, then living ones, as plain data (see `media_fleet.turn.Usage`)."""
@@ -253,9 +269,13 @@ class Relay:
 
     def living(self) -> Iterator[AllocationUsage]:
         """What each living allocation carried until it is read here; those that end meanwhile are passed over."""
+        return (told(usage, int(self._now() * 1000)) for usage in self.usages())
+
+    def usages(self) -> Iterator[Usage]:
+        """`living` with all that the core knows."""
         for five_tuple in self._server.five_tuples():
             if usage := self._server.usage(five_tuple):
-                yield _told(usage, int(self._now() * 1000))
+                yield usage
 
     def reading(self) -> RelayReading:
         """Of this moment; counters count up since the start."""
@@ -273,9 +293,12 @@ class Relay:
             to_client_packets=carried.to_client_packets,
             refusals=dict(counts.refusals),
             auth_failures=counts.auth_failures,
-            dropped={**_sums(path.dropped() for path in {self._path, self._python}), NETWORK: self._dropped, "slow_client": self._streams.dropped},
+            dropped={**(self._dropped_in_paths() if self._is_open else self._dropped_by_paths), NETWORK: self._dropped, "slow_client": self._streams.dropped},
             cpu_s=time.process_time(),
         )
+
+    def _dropped_in_paths(self) -> dict[str, int]:
+        return _sums(path.dropped() for path in {self._path, self._python})
 
     def _health(self) -> tuple[HTTPStatus, object]:
         is_draining = self._server.is_draining
@@ -287,6 +310,8 @@ class Relay:
         return TurnSettings(
             realm=config.realm,
             relay_hosts=self.hosts,
+            worker=self._share.worker if self._share else 0,
+            workers=self._share.workers if self._share else 1,
             unasked_family=config.unasked_family,
             default_lifetime_s=config.default_lifetime_s,
             max_lifetime_s=config.max_lifetime_s,
@@ -305,8 +330,8 @@ class Relay:
 
     def _peers(self) -> PeerPolicy:
         """Our listeners and the node's other services are no peers, under none of their names."""
-        addresses = [address for some in self.addresses.values() for address in some]
-        addresses += [*self.config.listen_tls, *self.config.no_peers, *([self.stats_address] if self.stats_address else [])]
+        addresses = [address_of(listener) for some in self._opened.values() for listener in some]
+        addresses += [*self.config.no_peers, *([self.stats_address] if self.stats_address else [])]
         own = [(host, port) for at, port in addresses for host in (at, *self.hosts)]
         return PeerPolicy(self.config.allow_peers, own, self.hosts, range(self.config.min_port, self.config.max_port + 1))
 
@@ -314,7 +339,7 @@ class Relay:
         """Unix seconds that never jump: the wall clock at the start, counted on by the machine's own."""
         return time.clock_gettime(_CLOCK) + self._offset_s
 
-    # Datagrams. This one runs once per relayed packet.
+    # Datagrams. These run once per relayed packet.
 
     def _forward(self, forward: Forward) -> None:
         relay_id, data, to = forward
@@ -344,7 +369,24 @@ class Relay:
         return True
 
     def _to_sibling(self, data: bytes, relay_id: RelayId, sender: Address) -> None:
-        self._dropped += 1
+        """As UDP would: a worker that does not keep up loses it. KeyError and OSError are the caller's."""
+        assert self._share is not None  # the core knows no siblings where there are none
+        self._share.siblings[self._server.settings.worker_of(relay_id)].send(siblings.serialize(relay_id, sender, data))
+
+    def _read_siblings(self, inbox: socket.socket) -> None:
+        now, settings = self._now(), self._server.settings
+        for _ in range(_BATCH):
+            try:
+                data = inbox.recv(LARGEST)
+            except OSError:  # nothing more to read
+                return
+            arrived = siblings.parse(data, settings)
+            forward = None
+            if arrived is not None:
+                relay_id, sender, payload = arrived
+                forward = self._server.forward_from_peer(payload, relay_id, sender, now)
+            if forward is not None:
+                self._forward(forward)
 
     # Requests and time
 
@@ -372,7 +414,7 @@ class Relay:
                 case SendToPeer():
                     self._send_to_peer(effect)
                 case SendToSibling():
-                    self._to_sibling(effect.data, effect.relay_id, effect.sender)
+                    self._forward((SIBLING, effect.data, (effect.relay_id, effect.sender)))
                 case OpenRelays():
                     self._perform(self._server.relays_opened(effect.five_tuple, self._open_sockets(effect.choices), self._now()))
                 case Install():
@@ -398,7 +440,9 @@ class Relay:
     def _end(self, effect: Ended) -> None:
         self._ended.add(effect.usage)
         if self._tell_ended:
-            self._tell_ended(_told(effect.usage, int(self._now() * 1000)))
+            self._tell_ended(told(effect.usage, int(self._now() * 1000)))
+        if self._share:
+            self._share.ended(effect.usage)
         self._streams.keep(effect.five_tuple, False)
         log("allocation_ended", **asdict(effect.usage))
         if self._server.is_draining and not self._server.live:
@@ -464,7 +508,20 @@ def _set_dont_fragment(relay: socket.socket, is_v6: bool, value: int) -> None:
     relay.setsockopt(*((socket.IPPROTO_IPV6, _MTU_DISCOVER6) if is_v6 else (socket.IPPROTO_IP, _MTU_DISCOVER)), value)
 
 
-def _told(usage: Usage, at_ms: int) -> AllocationUsage:
+def urls_of(config: RelayConfig, addresses: Mapping[str, Sequence[Address]]) -> tuple[str, ...]:
+    """Where clients reach a relay that listens at these addresses, by transport (RFC 7065)."""
+    if config.urls:
+        return config.urls
+    made: list[str] = []
+    for host in config.relay_hosts():
+        udp, tcp = ([port for at, port in addresses[transport] if (":" in at) == (":" in host)] for transport in (UDP, TCP))
+        made += [url for port in udp for url in turn_urls(host, udp=port)] + [url for port in tcp for url in turn_urls(host, tcp=port)]
+    made += [url for _, port in addresses[TLS] for url in turn_urls("", tls=port, tls_host=config.tls_name)]
+    return tuple(dict.fromkeys(made))
+
+
+def told(usage: Usage, at_ms: int) -> AllocationUsage:
+    """What a node is told of an allocation; `at_ms` is when it was read."""
     return AllocationUsage(
         usage.username,
         usage.relayed_address,
@@ -490,19 +547,22 @@ class CannotListen(Exception):
 
 
 @contextmanager
-def _at(transport: str, address: Address) -> Iterator[None]:
+def listening_at(transport: str, address: Address) -> Iterator[None]:
+    """CannotListen for an OSError."""
     try:
         yield
     except OSError as error:
-        raise CannotListen(f"The relay cannot listen on {transport} {_text(address)}: {error.strerror or error}.") from None
+        raise CannotListen(f"The relay cannot listen on {transport} {text_of(address)}: {error.strerror or error}.") from None
 
 
-def _udp_socket(address: Address) -> socket.socket:
+def _udp_socket(address: Address, is_shared: bool = False) -> socket.socket:
     is_v6 = ":" in address[0]
     made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM)
     try:
         if is_v6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if is_shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.setblocking(False)
         made.bind(address)
     except BaseException:
@@ -511,35 +571,58 @@ def _udp_socket(address: Address) -> socket.socket:
     return made
 
 
-async def run(config: RelayConfig) -> None:
-    """Runs a relay until SIGTERM or SIGINT."""
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    relay = await opened(config)
+def open_listeners(config: RelayConfig, workers: int = 1) -> tuple[dict[str, list[socket.socket]], ...]:
+    """The listeners of each worker by transport: UDP sockets of its own, of which the kernel chooses one by the client's address, and TCP sockets of all.
+
+    Without a certificate those of TLS are bound, and refuse connections. CannotListen when an address is taken.
+    """
+    opened: tuple[dict[str, list[socket.socket]], ...] = tuple({UDP: [], TCP: [], TLS: []} for _ in range(workers))
     try:
-        await stopped.wait()
-        await relay.drain()
-    finally:
-        await relay.close()
+        for address in config.listen:
+            with listening_at(UDP, address):
+                for listeners, listener in zip(opened, _udp_listeners(address, workers, config.receive_buffer_bytes), strict=True):
+                    listeners[UDP].append(listener)
+        for transport, addresses in ((TCP, config.listen_tcp), (TLS, config.listen_tls)):
+            for address in addresses:
+                with listening_at(transport, address):
+                    shared = bound_socket(address, config.streams)
+                    for listeners in opened:
+                        listeners[transport].append(shared)
+                    if transport == TCP or config.tls is not None:
+                        shared.listen(BACKLOG)
+    except BaseException:
+        close_listeners(*opened)
+        raise
+    return opened
 
 
-async def opened(config: RelayConfig, ended: Callable[[AllocationUsage], object] | None = None) -> Relay:
-    """A relay that listens, which it says on stdout; SystemExit when an address is taken."""
-    _raise_file_limit()
-    relay = Relay(config, ended)
+def address_of(listener: socket.socket) -> Address:
+    host, port = listener.getsockname()[:2]
+    return host, port
+
+
+def close_listeners(*opened: Mapping[str, Sequence[socket.socket]]) -> None:
+    for listeners in opened:
+        for some in listeners.values():
+            for listener in some:
+                listener.close()
+
+
+def _udp_listeners(address: Address, count: int, receive_buffer_bytes: int) -> list[socket.socket]:
+    """Sockets of one address. The first is shared only when it is bound: an address that another program shares already is taken, too."""
+    made: list[socket.socket] = []
     try:
-        await relay.start()
-    except (CannotListen, ValueError) as error:
-        raise SystemExit(str(error)) from None
-    listening = (f"{transport} {_text(address)}" for transport, addresses in relay.addresses.items() for address in addresses)
-    print(f"relay listening on {', '.join(listening)}", flush=True)
-    return relay
-
-
-def serve(config: RelayConfig) -> None:
-    """`run` under uvloop where it is installed, else under asyncio."""
-    run_loop(run(config))
+        for _ in range(count):
+            made.append(_udp_socket(made[0].getsockname() if made else address, is_shared=bool(made)))
+            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+            _set_dont_fragment(made[-1], ":" in address[0], _DF_NEVER)  # RFC 8656 s14: the DF bit of what peers sent counts as 0
+            if count > 1:
+                made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except BaseException:
+        for listener in made:
+            listener.close()
+        raise
+    return made
 
 
 def run_loop(main: Any) -> None:
@@ -552,7 +635,7 @@ def run_loop(main: Any) -> None:
         uvloop.run(main)
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """One socket per allocation: take as many files as the system lets us have."""
     with suppress(ImportError, OSError, ValueError):
         import resource
@@ -561,5 +644,5 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _text(address: Address) -> str:
+def text_of(address: Address) -> str:
     return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"

@@ -46,6 +46,7 @@ class NodeSettings(HubSettings):
     turn_data_path: str = _setting("Who forwards for UDP clients: `compiled`, `python`, or `auto`: compiled where it was built.", "auto")
     turn_realm: str = _setting("Realm of the relay; clients learn it from the relay itself.", "heliograph")
     turn_urls: str = _setting("Comma-separated turn: and turns: URLs at which clients reach this node; empty: made of its addresses and ports.", "")
+    turn_workers: str = _setting("Number of relay processes; `auto` is one per CPU. What an account may have is counted by each for itself.", "1")
     stats_listen: str = _setting("IP:PORT of the HTTP endpoint: /healthz, /readyz, /metrics, /allocations; empty for none.", "")
     relay_drain_s: str = _setting("How many seconds calls may go on after SIGTERM.", "100")
     mongodb_secret_id: str = _setting("Secrets Manager id of {uri}: a user of MongoDB who may write `relay_usage`; empty for a node that tells no usage.", "")

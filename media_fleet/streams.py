@@ -26,7 +26,7 @@ TCP, TLS = "tcp", "tls"
 _READ_BYTES = 65_536  # at a time; one buffer for all connections
 _RECORD_BYTES = 16_384  # the most that a TLS record carries, RFC 8446 s5.1
 _BATCH = 256  # messages of one client before others get their turn
-_BACKLOG = 1_024  # connections that wait to be accepted
+BACKLOG = 1_024  # connections that wait to be accepted
 _OVERHEAD_BYTES = 56  # what Python keeps of a datagram beside its bytes; a client pays for it too
 _UNSENT_BYTES = 65_536  # in the kernel for a client that does not read; what it has not sent, it cannot make fresher
 
@@ -52,18 +52,19 @@ class Streams:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
-    async def listen(self, address: Address, tls: TlsFiles | None = None, *, reuse_port: bool = False) -> Address:
-        """Opens a listener, of TLS where there are files for it, and returns its address (port 0 has become a real one).
+    async def listen(self, at: Address | socket.socket, tls: TlsFiles | None = None) -> Address:
+        """Opens a listener, or takes one of `bound_socket`, of TLS where there are files for it; returns its address (port 0 has become a real one).
 
         OSError when the address is taken, ValueError when the files are wrong.
         """
         self._loop = asyncio.get_running_loop()
         secure = _Secure(tls) if tls else None
-        listener = _listening(address, reuse_port, self.limits)
+        listener = at if isinstance(at, socket.socket) else bound_socket(at, self.limits)
         try:
-            self._servers.append(await self._loop.create_server(lambda: _TlsStream(self, secure) if secure else _Stream(self), sock=listener, backlog=_BACKLOG))
+            self._servers.append(await self._loop.create_server(lambda: _TlsStream(self, secure) if secure else _Stream(self), sock=listener, backlog=BACKLOG))
         except BaseException:
-            listener.close()
+            if listener is not at:
+                listener.close()
             raise
         if secure:
             self._secure.append(secure)
@@ -430,14 +431,12 @@ def _host(text: str) -> str:
     return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
-def _listening(address: Address, reuse_port: bool, limits: StreamLimits) -> socket.socket:
-    """A bound socket whose options its connections inherit."""
+def bound_socket(address: Address, limits: StreamLimits) -> socket.socket:
+    """A socket for a listener, whose options its connections inherit. Several processes may accept from it. OSError when the address is taken."""
     is_v6 = ":" in address[0]
     made = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if is_v6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.kernel_buffer_bytes)

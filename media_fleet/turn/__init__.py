@@ -1,7 +1,7 @@
 """The TURN server as a state machine (RFC 8656): datagrams and time in, effects out. No sockets, no clock, no randomness of its own."""
 
 from media_fleet.turn.allocation import Counters, FiveTuple, Relayed, RelayId, Traffic, Usage, is_ipv6, port_of, relay_id_of
-from media_fleet.turn.credentials import Credentials, Identity, shared_secrets, static_users
+from media_fleet.turn.credentials import Credentials, Identity, SharedSecrets, StaticUsers, shared_secrets, static_users
 from media_fleet.turn.effects import (
     LISTENER,
     SIBLING,
@@ -46,6 +46,8 @@ __all__ = [
     "SendToClient",
     "SendToPeer",
     "SendToSibling",
+    "SharedSecrets",
+    "StaticUsers",
     "Traffic",
     "TurnServer",
     "TurnSettings",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from heliograph.ice import TurnSecrets, parse_turn_username, turn_key, turn_keys
 
@@ -19,20 +19,31 @@ class Identity:
 Credentials = Callable[[str, float], Identity | None]  # (username, now in Unix seconds); None: unknown or expired
 
 
-def static_users(users: Mapping[str, str], realm: str) -> Credentials:
+@dataclass(frozen=True, slots=True)
+class StaticUsers:
     """Fixed names and passwords, for measuring."""
-    identities = {name: Identity(name, (turn_key(name, realm, password),)) for name, password in users.items()}
-    return lambda username, now: identities.get(username)
+
+    users: Mapping[str, str] = field(repr=False)
+    realm: str
+
+    def __call__(self, username: str, now: float) -> Identity | None:
+        password = self.users.get(username)
+        return None if password is None else Identity(username, (turn_key(username, self.realm, password),))
 
 
-def shared_secrets(secrets: Callable[[], TurnSecrets], realm: str) -> Credentials:
+@dataclass(frozen=True, slots=True)
+class SharedSecrets:
     """Names `expiry:account_id:device_id` signed with the current or the previous secret; `secrets` is asked each time, so a rotation needs no restart."""
 
-    def credentials(username: str, now: float) -> Identity | None:
+    secrets: Callable[[], TurnSecrets] = field(repr=False)
+    realm: str
+
+    def __call__(self, username: str, now: float) -> Identity | None:
         try:
             user = parse_turn_username(username)
         except ValueError:
             return None
-        return Identity(user.account_id, turn_keys(username, realm, secrets())) if now < user.expiry_s else None
+        return Identity(user.account_id, turn_keys(username, self.realm, self.secrets())) if now < user.expiry_s else None
 
-    return credentials
+
+static_users, shared_secrets = StaticUsers, SharedSecrets

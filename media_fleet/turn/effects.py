@@ -97,7 +97,7 @@ class Bind:
     """The channel stands for this peer until then.
 
     `is_own`: the peer is at a relayed address of this server, so it is reached inside. Where no allocation has that port, the datagram may leave by the
-    socket only if `may_leave`: the operator allows that host as a peer, whoever has the port.
+    socket only if `may_leave`: the operator allows that host as a peer, whoever has the port, and the port is not another worker's.
     """
 
     relay_id: RelayId

@@ -536,7 +536,8 @@ class TurnServer:
             raise Refused(508)
         channel = Channel(number, peer, now + CHANNEL_S, relayed, peer[0] in self._hosts)
         allocation.channels[number] = allocation.channels_by_peer[peer] = channel
-        bound = Bind(relayed.relay_id, number, peer, channel.is_own, self._peers.is_listed(peer[0]), channel.expires_at)
+        may_leave = self._peers.is_listed(peer[0]) and not self.settings.is_a_siblings(relay_id_of(peer))
+        bound = Bind(relayed.relay_id, number, peer, channel.is_own, may_leave, channel.expires_at)
         return [self._permit(allocation, relayed, peer[0], now), bound, self._succeed(message, signer, five_tuple)]
 
     def _permit(self, allocation: Allocation, relayed: Relayed, host: str, now: float) -> Permit:

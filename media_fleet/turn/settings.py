@@ -48,10 +48,13 @@ class TurnSettings:
         """The relay's IP by address family."""
         return {IPV4 if ipaddress.ip_address(host).version == 4 else IPV6: host for host in self.relay_hosts}
 
+    def worker_of(self, relay_id: RelayId) -> int:
+        """Whose share a port is in: ports belong together in pairs, even and odd (EVEN-PORT)."""
+        return (port_of(relay_id) >> 1) % self.workers
+
     def is_mine(self, relay_id: RelayId) -> bool:
-        """Whether a port is of this worker's share: ports belong together in pairs, even and odd (EVEN-PORT)."""
-        port = port_of(relay_id)
-        return self.min_port <= port <= self.max_port and (port >> 1) % self.workers == self.worker
+        """Whether a port is of this worker's share."""
+        return self.min_port <= port_of(relay_id) <= self.max_port and self.worker_of(relay_id) == self.worker
 
     def is_a_siblings(self, relay_id: RelayId) -> bool:
         """Whether a port is of another worker's share."""

@@ -125,6 +125,11 @@ def test_fixed_users_pass_where_the_execution_environment_is_another() -> None:
         (["--user", "ann"], "--user must be NAME:PASSWORD"),
         (["--allow-peer", "127.0.0.1/8"], "--allow-peer must be a CIDR"),
         (["--relay-address", "me"], "--relay-address must be an IP address"),
+        (["--workers", "0"], "--workers must be a number of processes from 1 to 64, or auto"),
+        (["--workers", "two"], "--workers must be a number of processes from 1 to 64, or auto"),
+        (["--workers", "2", "--listen", "203.0.113.1:3478", "--relay-address", "127.0.0.1"], "cannot listen on udp 203.0.113.1:3478"),
+        (["--workers", "2", "--listen-tls", "127.0.0.1:0", "--certificate", "none.pem", "--private-key", "none.pem"], "none.pem cannot be read"),
+        (["--drain", "long"], "--drain must be a number of seconds"),
         (["--stats", "9"], "--stats must be an IP address and a port"),
         (["--listen", "203.0.113.1:3478", "--relay-address", "127.0.0.1"], "cannot listen on udp 203.0.113.1:3478"),
     ],
@@ -138,6 +143,7 @@ def test_a_wrong_argument_is_refused_with_one_sentence(arguments: list[str], sen
     [
         ({"HELIOGRAPH_TURN_SECRET_ID": ""}, "HELIOGRAPH_TURN_SECRET_ID is not set"),
         ({"HELIOGRAPH_RELAY_ADDRESS": ""}, "HELIOGRAPH_RELAY_ADDRESS is not set"),
+        ({"HELIOGRAPH_TURN_WORKERS": "many"}, "HELIOGRAPH_TURN_WORKERS must be a number of processes"),
         ({"HELIOGRAPH_TURN_USER": "ann:pass"}, "HELIOGRAPH_TURN_USER is not a setting of a media node"),
         ({"HELIOGRAPH_MONGODB_SECRET_ID": "mongodb"}, "HELIOGRAPH_MONGODB_SECRET_ID needs HELIOGRAPH_REDIS_URL"),
     ],
@@ -145,6 +151,10 @@ def test_a_wrong_argument_is_refused_with_one_sentence(arguments: list[str], sen
 def test_a_node_with_a_missing_or_unknown_setting_is_refused_with_one_sentence(changes: dict[str, str], sentence: str) -> None:
     settings = {"HELIOGRAPH_TURN_SECRET_ID": "turn", "HELIOGRAPH_RELAY_ADDRESS": "127.0.0.1", **changes}
     assert sentence in refusal("node", **settings)
+
+
+def test_who_starts_a_worker_by_hand_is_told_so() -> None:
+    assert refusal("worker", "0").startswith("`worker` is started by a relay of several processes")
 
 
 @pytest.mark.parametrize("argument", ["--user=ann:pass", "--allow-peer=127.0.0.0/8"])
@@ -198,25 +208,31 @@ def sign_in(server: Address, secret: str = "new") -> int | None:  # noqa: S107
     return allocate(server, name, turn_password(secret, name), "north")
 
 
-def test_a_node_takes_its_secrets_from_secrets_manager_and_accepts_the_current_and_the_previous_one(node: dict[str, str]) -> None:
-    with started("node", **node) as (process, server):
+@pytest.mark.parametrize("workers", ["1", "2", "auto"])
+def test_a_node_takes_its_secrets_from_secrets_manager_and_accepts_the_current_and_the_previous_one(node: dict[str, str], workers: str) -> None:
+    with started("node", HELIOGRAPH_TURN_WORKERS=workers, **node) as (process, server):
         assert {secret: sign_in(server, secret) for secret in ("new", "old", "older")} == {"new": None, "old": None, "older": 401}
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 
 
-def test_a_node_speaks_tls_with_the_certificate_of_its_secret(node: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_node_speaks_tls_with_the_certificate_of_its_secret(node: dict[str, str], workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_certificates(tmp_path)
     monkeypatch.setitem(SecretsManager.stored, "tls", {"certificate": made.chain.read_text(), "key": made.key.read_text()})
     speaks = {"HELIOGRAPH_TURN_LISTEN_TLS": f"127.0.0.1:{(port := free_port())}", "HELIOGRAPH_TURN_TLS_SECRET_ID": "tls"}
     context = ssl.create_default_context(cafile=str(made.authority))
-    with started("node", **node, **speaks), context.wrap_socket(socket.create_connection(("127.0.0.1", port), 5), server_hostname="localhost") as client:
+    with (
+        started("node", HELIOGRAPH_TURN_WORKERS=workers, **node, **speaks),
+        context.wrap_socket(socket.create_connection(("127.0.0.1", port), 5), server_hostname="localhost") as client,
+    ):
         assert ask(client, Message(Method.BINDING, Class.REQUEST, os.urandom(12)).serialize()).message_class is Class.SUCCESS
 
 
-def test_a_node_whose_certificate_is_not_there_yet_serves_without_tls(node: dict[str, str]) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_node_whose_certificate_is_not_there_yet_serves_without_tls(node: dict[str, str], workers: str) -> None:
     speaks = {"HELIOGRAPH_TURN_LISTEN_TLS": f"127.0.0.1:{(port := free_port())}", "HELIOGRAPH_TURN_TLS_SECRET_ID": "not-there"}
-    with started("node", **node, **speaks) as (_, server):
+    with started("node", HELIOGRAPH_TURN_WORKERS=workers, **node, **speaks) as (_, server):
         assert sign_in(server) is None
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), 5)

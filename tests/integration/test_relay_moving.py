@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from adapters import redis_client
 from adapters.connections_redis import Connections
 from adapters.relays_redis import Relays
@@ -40,13 +42,14 @@ async def session_store(url: str) -> AsyncIterator[SessionStore]:
     await store.close()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 async def test_every_socket_of_an_account_on_a_draining_relay_is_told_where_and_until_when_and_nobody_else(
-    redis_server: Any, stores: Stores, gateway: StubGateway, tenant_id: str
+    redis_server: Any, stores: Stores, gateway: StubGateway, tenant_id: str, workers: str
 ) -> None:
     ana, ben, idle = Person(tenant_id), Person(f"{tenant_id}-other"), Person(tenant_id)
     sockets = {who.account_id: connect(redis_server, who, count) for who, count in ((ana, 3), (ben, 1), (idle, 1))}
     with secrets_manager() as aws, function(aws, stores.redis_url):
-        async with node(aws, stores.redis_url, gateway.url, relay_drain_s="30") as running:
+        async with node(aws, stores.redis_url, gateway.url, relay_drain_s="30", turn_workers=workers) as running:
             # ana has two allocations, as a browser with two servers has
             allocations = [await allocate(ice_servers(who)[0]) for who in (ana, ana, ben)]
             begun_ms = time.time_ns() // 1_000_000

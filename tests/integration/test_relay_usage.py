@@ -71,12 +71,13 @@ async def usage_of(uri: str, redis_url: str, buffer: UsageBuffer | None = None, 
 # A node
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 async def test_what_an_allocation_carried_is_in_the_ledger_when_it_has_ended_and_at_the_end_of_the_node(
-    database: Any, redis_server: Any, stores: Stores, gateway: StubGateway, tenant_id: str
+    database: Any, redis_server: Any, stores: Stores, gateway: StubGateway, tenant_id: str, workers: str
 ) -> None:
     ana, ben = Person(tenant_id), Person(tenant_id)
     with secrets_manager(stores.mongodb_uri) as aws, function(aws, stores.redis_url):
-        async with node(aws, stores.redis_url, gateway.url, mongodb_secret_id=MONGODB_SECRET, relay_drain_s="0") as running:
+        async with node(aws, stores.redis_url, gateway.url, mongodb_secret_id=MONGODB_SECRET, turn_workers=workers, relay_drain_s="0") as running:
             one, other = [await allocate(ice_servers(who)[0]) for who in (ana, ben)]
             await talk(one, other, 20)
             one[0].close()

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from media_fleet.streams import Streams
+from media_fleet.streams import Streams, bound_socket
 from media_fleet.stun import Class, Message, Method
 from media_fleet.tls import ALPN, TlsFiles, server_context
 from media_fleet.turn.allocation import FiveTuple
@@ -334,12 +334,18 @@ async def test_a_tls_client_is_told_that_nothing_was_cut_off() -> None:
 
 
 @on_each_loop
-async def test_an_address_that_is_taken_is_an_error_unless_it_is_shared() -> None:
+async def test_an_address_that_is_taken_is_an_error_and_a_listener_that_is_handed_over_serves() -> None:
     async with serving() as world:
         with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
             await world.streams.listen(world.address)
-        shared = await world.streams.listen(("127.0.0.1", 0), reuse_port=True)
-        assert await world.streams.listen(shared, reuse_port=True) == shared
+        listener = bound_socket(("127.0.0.1", 0), world.streams.limits)
+        shared = listener.getsockname()
+        assert await world.streams.listen(listener.dup()) == shared
+        await world.streams.close()
+        waits = await asyncio.open_connection(*shared)  # the listener itself is still there
+        async with serving() as another:
+            await another.streams.listen(listener)
+            assert await Client(*waits).ask() == REQUEST
 
 
 # Who may connect

@@ -942,6 +942,18 @@ def test_a_datagram_for_a_siblings_relay_is_handed_over_and_is_judged_there() ->
     assert len(there.server.receive_from_peer(b"hello", at_bob[1], at_ann, NOW)) == 1
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_channel_to_a_siblings_port_never_leaves_by_the_socket_even_where_the_host_is_allowed(workers: int) -> None:
+    """The data path hands it up: behind an Elastic IP what leaves for the public address comes back to nobody."""
+    peers = PeerPolicy(allowed=(f"{HOST}/32",), relay_hosts=(HOST,), ports=range(49_152, 65_536))
+    laptop = Laptop(peers=peers, worker=0, workers=workers)
+    ann = Client(laptop)
+    ann.allocate()
+    for number, port in ((0x4000, 50_001), (0x4001, 50_003)):  # worker 0's and worker 1's
+        assert code(ann.bind(number, (HOST, port))) is None
+    assert [effect.may_leave for effect in laptop.told if isinstance(effect, Bind)] == [True, workers == 1]
+
+
 # Limits per second, s5, s21.3.1
 
 
