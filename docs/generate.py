@@ -154,6 +154,43 @@ def peers_page() -> str:
     )
 
 
+def conformance_page() -> str:
+    """Each rule that the relay is held to, with its paragraph."""
+    from tests.integration.conformance import RULES, WORLDS
+
+    heads = " | ".join(world.name for world in WORLDS)
+    tables = []
+    for section in dict.fromkeys(rule.section for rule in RULES):
+        tables += [f"## {section}", f"| paragraph | rule | what passes beside it | {heads} |", "|---" * (3 + len(WORLDS)) + "|"]
+        for rule in (rule for rule in RULES if rule.section == section):
+            marks = " | ".join("✓" if rule.where(world) else "" for world in WORLDS)
+            tables.append(f"| {rule.paragraph} | {_cell(rule.sentence)} | {_cell(rule.twin)} | {marks} |")
+        tables.append("")
+    return "\n".join(
+        [
+            "# The TURN relay, rule by rule",
+            NOTE,
+            f"{len(RULES)} rules of RFC 8656 (TURN), RFC 8489 (STUN) and their kin; in each world with a mark `tests/integration/test_turn_conformance.py`",
+            "proves the rule on real sockets, a refusal beside what passes, and prints this table. Where there is no mark the rule does not apply.",
+            "",
+            "UDP, TCP and TLS are how clients come, over IPv4; behind them Python forwards, under uvloop, and for UDP under asyncio and in C (`compiled`) too.",
+            "In `IPv6` clients and relayed addresses are IPv6; in `dual stack` clients come over IPv6 and relayed addresses are of both families.",
+            "",
+            *tables,
+            "## What the RFCs leave open and the relay leaves out",
+            "- DTLS to clients (8656 s5, SHOULD): TLS is what passes where UDP does not.",
+            "- Third-party authorization (RFC 7635), SHA-256 and hidden user names (8489 s9.2, optional): the nonce says that they are not in use.",
+            "- Redirection by 300 (8656 s7.2 (11), MAY): clients learn of another relay from `GET /v1/ice-servers` and by `relay_draining`.",
+            "- DSCP and ECN are not copied, TTL starts anew (8656 s13, s14, alternate behavior).",
+            "- TCP to peers (RFC 6062), mobility (RFC 8016).",
+            "",
+            "Requests from Teredo and 6to4 addresses (8656 s21.4), limits of answers to strangers, and what a data path is told are held by",
+            "`tests/unit/test_turn.py`; [the peers that are refused](relay-peers.md) by `tests/unit/test_turn_peers.py`.",
+            "",
+        ]
+    )
+
+
 def _asked(name: str, value: str | None) -> str:
     from infra.cdk import context
 
@@ -173,7 +210,13 @@ def _cell(text: str) -> str:
 def main(arguments: list[str]) -> int:
     """Writes the pages, or says which are stale."""
     sys.path.insert(0, str(ROOT))
-    pages = {"docs/settings.md": settings_page(), "docs/errors.md": errors_page(), "docs/limits.md": limits_page(), "docs/relay-peers.md": peers_page()}
+    pages = {
+        "docs/settings.md": settings_page(),
+        "docs/errors.md": errors_page(),
+        "docs/limits.md": limits_page(),
+        "docs/relay-peers.md": peers_page(),
+        "docs/turn-conformance.md": conformance_page(),
+    }
     if arguments == ["--check"]:
         stale = [name for name, text in pages.items() if not (ROOT / name).exists() or (ROOT / name).read_text(encoding="utf-8") != text]
         if stale:

@@ -361,6 +361,7 @@ class Relay:
 
     def _again(self, relay_id: RelayId, data: bytes, to: Address) -> bool:
         """The error told of an ICMP message that answers an earlier datagram (udp(7)): this one was not sent."""
+        self._python.read_errors(relay_id)
         try:
             self._relays[relay_id].sendto(data, to)
         except (OSError, KeyError):
@@ -614,6 +615,7 @@ def _udp_listeners(address: Address, count: int, receive_buffer_bytes: int) -> l
         for _ in range(count):
             made.append(_udp_socket(made[0].getsockname() if made else address, is_shared=bool(made)))
             made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+            _set_dont_fragment(made[-1], ":" in address[0], _DF_NEVER)  # RFC 8656 s14: the DF bit of what peers sent counts as 0
             if count > 1:
                 made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except BaseException:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -64,10 +65,7 @@ class Library:
 def load(library: Path = LIBRARY) -> Library | None:
     """The library, or None with the reason logged: it was not built, it was built from another header, cffi is missing."""
     try:
-        from cffi import FFI
-
-        ffi = FFI()
-        ffi.cdef(_HEADER.read_text())
+        ffi = _ffi()
         lib = ffi.dlopen(str(library.absolute()))
         found = lib.fast_abi()
         reason = None if found == lib.FAST_ABI else f"it speaks version {found} of the header, not {lib.FAST_ABI}: build it again"
@@ -77,6 +75,16 @@ def load(library: Path = LIBRARY) -> Library | None:
         return Library(ffi, lib)
     log("compiled_path_unavailable", library=str(library), reason=reason)
     return None
+
+
+@cache
+def _ffi() -> Any:
+    """What the header says, read once."""
+    from cffi import FFI
+
+    ffi = FFI()
+    ffi.cdef(_HEADER.read_text())
+    return ffi
 
 
 class CompiledPath:

@@ -50,6 +50,9 @@ class PythonPath:
     def open(self, relay: socket.socket, install: Install) -> None:
         relay_id = install.relayed.relay_id
         self._relays[relay_id] = relay
+        self._watch(relay_id, relay)
+
+    def _watch(self, relay_id: RelayId, relay: socket.socket) -> None:
         self._loop.add_reader(relay.fileno(), self._read_peers, relay_id, relay, is_ipv6(relay_id))
 
     def close(self, relay_id: RelayId) -> None:
@@ -88,14 +91,20 @@ class PythonPath:
         try:
             data, peer = relay.recvfrom(LARGEST)
         except OSError:  # nothing to read, so it is the queue of errors that made the socket readable
-            self._read_errors(relay_id, relay)
+            self.read_errors(relay_id)
             return
         forwarded = self._server.forward_from_peer(data, relay_id, peer[:2] if is_v6 else peer, self._now())
         if forwarded is not None:
             self._send(forwarded)
 
-    def _read_errors(self, relay_id: RelayId, relay: socket.socket) -> None:
-        """ICMP that came back (RFC 8656 s11.5): the queue of errors of the socket, ip(7) IP_RECVERR."""
+    def read_errors(self, relay_id: RelayId) -> None:
+        """ICMP that came back (RFC 8656 s11.5): the queue of errors of the socket, ip(7) IP_RECVERR. To be called too when a send fails, which may be all
+        that tells of it. libuv reads no more from a socket that had an error, so the socket is watched anew."""
+        relay = self._relays.get(relay_id)
+        if relay is None:
+            return
+        self._loop.remove_reader(relay.fileno())
+        self._watch(relay_id, relay)
         for _ in range(_BATCH):
             try:
                 _, ancillary, _, peer = relay.recvmsg(0, 256, _ERRQUEUE)

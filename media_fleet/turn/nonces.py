@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 
 from media_fleet.stun import Address
+
+COOKIE = b"obMatJos2AAAA"  # RFC 8489 s9.2: this server knows that RFC, and uses none of its optional security features
 
 
 class Nonces:
@@ -14,16 +17,18 @@ class Nonces:
         self._key, self._lifetime_s = key, lifetime_s
 
     def make(self, client: Address, now: float) -> bytes:
-        """Another one every second: 8 hex digits of time, 16 of HMAC."""
-        issued = b"%08x" % (int(now) & 0xFFFFFFFF)
-        return issued + self._mac(issued, client)
+        """Another one every second."""
+        return self._nonce(int(now) & 0xFFFFFFFF, client)
 
     def is_fresh(self, nonce: bytes, client: Address, now: float) -> bool:
         """Whether we made it, for this source, not longer ago than its lifetime."""
-        issued, mac = nonce[:8], nonce[8:]
-        if not hmac.compare_digest(mac, self._mac(issued, client)):
+        try:
+            issued = int.from_bytes(base64.b64decode(nonce[len(COOKIE) :], validate=True)[:4], "big")
+        except ValueError:
             return False
-        return (int(now) - int(issued, 16)) & 0xFFFFFFFF <= self._lifetime_s
+        return hmac.compare_digest(nonce, self._nonce(issued, client)) and (int(now) - issued) & 0xFFFFFFFF <= self._lifetime_s
 
-    def _mac(self, issued: bytes, client: Address) -> bytes:
-        return hmac.digest(self._key, b"%b|%b|%d" % (issued, client[0].encode(), client[1]), "sha256")[:8].hex().encode()
+    def _nonce(self, issued: int, client: Address) -> bytes:
+        """The cookie, and in base64 four bytes of time and eight of HMAC."""
+        mac = hmac.digest(self._key, b"%08x|%b|%d" % (issued, client[0].encode(), client[1]), "sha256")[:8]
+        return COOKIE + base64.b64encode(issued.to_bytes(4, "big") + mac)

@@ -52,13 +52,20 @@ DENIED: tuple[tuple[str, str], ...] = (
     ("4000::/2", "not global unicast"),
     ("8000::/1", "not global unicast"),
 )
+TUNNELS = ("2001::/32", "2002::/16")  # Teredo and 6to4: neither peers nor clients (RFC 8656 s21.4)
 # What no CIDR allows: other names of IPv4 hosts, at places where the IPv4 address cannot be judged for certain or the RFC leaves no choice.
-NEVER = ("::ffff:0:0/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+NEVER = ("::ffff:0:0/96", "64:ff9b:1::/48", *TUNNELS)
 _DENIED: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text, _ in DENIED)
 _NEVER: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in NEVER)
 _WRAPPING: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96"))
 _ISATAP = 0x00005EFE  # RFC 5214 s6.1: the upper half of the interface identifier, whatever its "universal" bit is
+_TUNNELS: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in TUNNELS)
 _REMEMBERED = 4096
+
+
+def is_tunnelled(host: str) -> bool:
+    """Whether the address is of TUNNELS."""
+    return ":" in host and any(ipaddress.ip_address(host) in network for network in _TUNNELS)
 
 
 class PeerPolicy:

@@ -48,7 +48,7 @@ from media_fleet.turn.effects import (
     SendToSibling,
 )
 from media_fleet.turn.nonces import Nonces
-from media_fleet.turn.peers import PeerPolicy
+from media_fleet.turn.peers import PeerPolicy, is_tunnelled
 from media_fleet.turn.rates import SourceLimit, TokenBucket
 from media_fleet.turn.refusals import REASONS, Refused, check_understood
 from media_fleet.turn.settings import TurnSettings
@@ -297,11 +297,13 @@ class TurnServer:
         if allocation.bucket is not None and not allocation.bucket.takes(len(data), now):
             self.counts.over_rate += 1
             return []
+        forward: Forward | None = relayed.relay_id, data, peer
         if peer[0] in self._hosts:
-            return _effects(self._to_own(allocation, relayed, data, peer, now))
-        allocation.traffic.from_client_packets += 1
-        allocation.traffic.from_client_bytes += len(data)
-        return [SendToPeer(relayed.relay_id, data, peer, message.get(attributes.DONT_FRAGMENT) is not None)]
+            forward = self._to_own(allocation, relayed, data, peer, now)
+        else:
+            allocation.traffic.from_client_packets += 1
+            allocation.traffic.from_client_bytes += len(data)
+        return _effects(forward, message.get(attributes.DONT_FRAGMENT) is not None and _may_set_df(five_tuple, peer))
 
     def _to_own(self, allocation: Allocation, relayed: Relayed, payload: bytes, peer: Address, now: float) -> Forward | None:
         """The peer is at our relay address: an allocation of ours or of a sibling, or (only where a CIDR allows the host) somebody else's socket."""
@@ -385,6 +387,8 @@ class TurnServer:
             if (existing.transaction_id, existing.username) != (message.transaction_id, signer.username):
                 raise Refused(437)
             return [SendToClient(existing.reply, five_tuple)]
+        if is_tunnelled(five_tuple[0][0]):
+            raise Refused(403)  # s21.4
         wish = wanted(message, self.settings, five_tuple[0][0])
         if wish.token is not None:
             return self._allocate_reserved(message, signer, five_tuple, wish.token, now)
@@ -636,11 +640,16 @@ def _family(relay_id: RelayId) -> int:
     return IPV6 if is_ipv6(relay_id) else IPV4
 
 
-def _effects(forward: Forward | None) -> list[Effect]:
+def _may_set_df(five_tuple: FiveTuple, peer: Address) -> bool:
+    """From UDP to UDP the attribute DONT-FRAGMENT is ignored where either side is IPv6 (s13); else it counts (s14, s15)."""
+    return five_tuple[2] != "udp" or not any(":" in host for host, _ in (five_tuple[0], peer))
+
+
+def _effects(forward: Forward | None, dont_fragment: bool = False) -> list[Effect]:
     """A Forward as an effect."""
     if forward is None:
         return []
     relay_id, data, to = forward
     if relay_id == LISTENER:
         return [SendToClient(data, to)]
-    return [SendToSibling(to[0], data, to[1]) if relay_id == SIBLING else SendToPeer(relay_id, data, to)]
+    return [SendToSibling(to[0], data, to[1]) if relay_id == SIBLING else SendToPeer(relay_id, data, to, dont_fragment)]

@@ -9,38 +9,19 @@ from hypothesis import strategies as st
 from heliograph.ice import turn_key
 from media_fleet.stun import AddressError, Class, ErrorCode, Icmp, Malformed, Message, Method, attributes, parse
 from media_fleet.stun.attributes import TABLE, Attribute
+from tests.rfc5769 import (
+    PASSWORD,
+    SAMPLE_IPV4_RESPONSE,
+    SAMPLE_IPV6_RESPONSE,
+    SAMPLE_LONG_TERM_REQUEST,
+    SAMPLE_REALM,
+    SAMPLE_REQUEST,
+    SHORT_TERM_PASSWORD,
+    USERNAME,
+)
 
-PASSWORD = b"VOkJxbRl1RmTxUk/WvJxBt"
 ID = bytes.fromhex("b7e7a701bc34d686fa87dfae")
 
-# RFC 5769 s2.1: SOFTWARE, PRIORITY, ICE-CONTROLLED, USERNAME (padded with spaces), MESSAGE-INTEGRITY, FINGERPRINT.
-SAMPLE_REQUEST = bytes.fromhex(
-    "000100582112a442b7e7a701bc34d686fa87dfae"
-    "802200105354554e207465737420636c69656e74"
-    "002400046e0001ff"
-    "80290008932ff9b151263b36"
-    "000600096576746a3a68367659202020"
-    "000800149aeaa70cbfd8cb56781ef2b5b2d3f249c1b571a2"
-    "80280004e57a3bcf"
-)
-# RFC 5769 s2.2: SOFTWARE (padded with a space), XOR-MAPPED-ADDRESS, MESSAGE-INTEGRITY, FINGERPRINT.
-SAMPLE_IPV4_RESPONSE = bytes.fromhex(
-    "0101003c2112a442b7e7a701bc34d686fa87dfae8022000b7465737420766563746f7220002000080001a147e112a643"
-    "000800142b91f599fd9e90c38c7489f92af9ba53f06be7d780280004c07d4c96"
-)
-# RFC 5769 s2.3: the same with an IPv6 address.
-SAMPLE_IPV6_RESPONSE = bytes.fromhex(
-    "010100482112a442b7e7a701bc34d686fa87dfae8022000b7465737420766563746f7220002000140002a1470113a9faa5d3f179bc25f4b5bed2b9d9"
-    "00080014a382954e4be67bf11784c97c8292c275bfe3ed4180280004c8fb0b4c"
-)
-# RFC 5769 s2.4: long-term credentials; USERNAME, NONCE, REALM, MESSAGE-INTEGRITY.
-SAMPLE_LONG_TERM_REQUEST = bytes.fromhex(
-    "000100602112a44278ad3433c6ad72c029da412e00060012e3839ee38388e383aae38383e382afe382b900000015001c"
-    "662f2f3439396b3935346436"
-    "4f4c33346f4c39465354767936347341"
-    "0014000b6578616d706c652e6f726700"
-    "00080014f67024656dd64a3e02b8e0712e85c9a28ca89666"
-)
 VECTORS = [SAMPLE_REQUEST, SAMPLE_IPV4_RESPONSE, SAMPLE_IPV6_RESPONSE, SAMPLE_LONG_TERM_REQUEST]
 
 
@@ -52,7 +33,7 @@ def test_rfc_5769_2_1_the_sample_request_is_read_and_verifies() -> None:
     assert message.get(attributes.ICE_CONTROLLED) == 0x932FF9B151263B36
     assert message.get(attributes.USERNAME) == "evtj:h6vY"
     assert message.has_fingerprint
-    assert message.is_signed_by(PASSWORD)
+    assert message.is_signed_by(SHORT_TERM_PASSWORD)
 
 
 @pytest.mark.parametrize(
@@ -66,16 +47,15 @@ def test_rfc_5769_2_2_and_2_3_the_sample_responses_are_read_and_verify(data: byt
     assert message.get(attributes.SOFTWARE) == "test vector"
     assert message.get(attributes.XOR_MAPPED_ADDRESS) == address
     assert message.has_fingerprint
-    assert message.is_signed_by(PASSWORD)
+    assert message.is_signed_by(SHORT_TERM_PASSWORD)
 
 
 def test_rfc_5769_2_4_the_long_term_request_is_read_verifies_and_is_written_byte_for_byte() -> None:
     message = parse(SAMPLE_LONG_TERM_REQUEST)
-    username = "\u30de\u30c8\u30ea\u30c3\u30af\u30b9"
-    key = turn_key(username, "example.org", "TheMatrIX")
-    assert message.get(attributes.USERNAME) == username
+    key = turn_key(USERNAME, SAMPLE_REALM, PASSWORD)
+    assert message.get(attributes.USERNAME) == USERNAME
     assert message.get(attributes.NONCE) == b"f//499k954d6OL34oL9FSTvy64sA"
-    assert message.get(attributes.REALM) == "example.org"
+    assert message.get(attributes.REALM) == SAMPLE_REALM
     assert message.is_signed_by(key)
     assert message.serialize(key) == SAMPLE_LONG_TERM_REQUEST
 
@@ -83,15 +63,15 @@ def test_rfc_5769_2_4_the_long_term_request_is_read_verifies_and_is_written_byte
 @pytest.mark.parametrize("data", VECTORS, ids=["2.1", "2.2", "2.3", "2.4"])
 def test_what_was_read_is_written_and_reads_the_same(data: bytes) -> None:
     message = parse(data)
-    written = message.serialize(PASSWORD, fingerprint=True)
+    written = message.serialize(SHORT_TERM_PASSWORD, fingerprint=True)
     assert parse(written) == message
-    assert parse(written).is_signed_by(PASSWORD)
+    assert parse(written).is_signed_by(SHORT_TERM_PASSWORD)
     assert len(written) == len(data) + (0 if message.has_fingerprint else 8)
 
 
 @pytest.mark.parametrize("data", VECTORS, ids=["2.1", "2.2", "2.3", "2.4"])
 def test_one_flipped_bit_is_noticed(data: bytes) -> None:
-    key = turn_key("\u30de\u30c8\u30ea\u30c3\u30af\u30b9", "example.org", "TheMatrIX") if data is SAMPLE_LONG_TERM_REQUEST else PASSWORD
+    key = turn_key(USERNAME, SAMPLE_REALM, PASSWORD) if data is SAMPLE_LONG_TERM_REQUEST else SHORT_TERM_PASSWORD
     for at in range(len(data) - 8 * parse(data).has_fingerprint):
         try:
             message = parse(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])

@@ -258,7 +258,14 @@ def test_each_allocate_a_second_later_gets_another_nonce_s5(ann: Client) -> None
     assert len(nonces) == 3
 
 
-@pytest.mark.parametrize("nonce", [b"", b"zzzzzzzz" + b"0" * 16, b"0" * 24, b"\xff" * 24, b"0" * 700])
+def test_a_nonce_says_that_rfc_8489_is_supported_without_its_optional_features_rfc_8489_s9_2(ann: Client) -> None:
+    nonce = ann.exchange(ann.plain(Method.ALLOCATE)).get(attributes.NONCE)
+    assert nonce is not None
+    assert nonce.startswith(b"obMatJos2AAAA")
+    assert len(nonce) == 29
+
+
+@pytest.mark.parametrize("nonce", [b"", b"obMatJos2AAAA", b"obMatJos2AAAA" + b"A" * 16, b"obMatJos2AAAA" + b"*" * 16, b"\xff" * 29, b"0" * 700])
 def test_a_forged_nonce_gets_438_and_never_raises(ann: Client, nonce: bytes) -> None:
     ann.nonce = nonce
     assert code(ann.exchange(ann.signed(Method.ALLOCATE, UDP))) == 438
@@ -733,6 +740,15 @@ def test_on_an_ipv4_relay_a_mapped_loopback_gets_443_and_reaches_nothing(laptop:
     assert laptop.to_peers == []
 
 
+@pytest.mark.parametrize("host", ["2001:0:1234::1", "2002:c633:6407::1"])
+def test_a_client_at_a_teredo_or_6to4_address_gets_403_and_its_neighbour_passes_s21_4(laptop: Laptop, ann: Client, host: str) -> None:
+    here = ann.five_tuple[1:]
+    ann.five_tuple = ((host, 40_000), *here)
+    assert code(ann.ask(Method.ALLOCATE, UDP)) == 403
+    ann.five_tuple, ann.nonce = (("2003::1", 40_000), *here), None
+    ann.allocate()
+
+
 # DF bit and ICMP, s14, s11.5
 
 
@@ -742,6 +758,36 @@ def test_a_send_indication_with_dont_fragment_asks_for_the_df_bit_s14(laptop: La
     ann.send(b"x", PEER, fields=((attributes.DONT_FRAGMENT, b""),))
     ann.send(b"y", PEER)
     assert laptop.to_peers == [SendToPeer(port, b"x", PEER, dont_fragment=True), SendToPeer(port, b"y", PEER)]
+
+
+@pytest.mark.parametrize(
+    ("client", "transport", "peer", "is_set"),
+    [
+        ("198.51.100.7", "udp", PEER, True),
+        ("198.51.100.7", "udp", PEER6, False),
+        ("2606:4700::7", "udp", PEER, False),
+        ("2606:4700::7", "udp", PEER6, False),
+        ("198.51.100.7", "tcp", PEER, True),
+        ("2606:4700::7", "tls", PEER6, True),
+    ],
+)
+def test_from_udp_to_udp_dont_fragment_counts_between_ipv4_only_and_from_a_stream_always_s13_to_s15(
+    dual: Client, client: str, transport: str, peer: Address, is_set: bool
+) -> None:
+    dual.five_tuple = ((client, 40_000), ("10.0.0.1", 3478), transport)
+    dual.ask(Method.ALLOCATE, BOTH)
+    dual.permit(peer)
+    dual.send(b"x", peer, fields=((attributes.DONT_FRAGMENT, b""),))
+    assert [effect.dont_fragment for effect in dual.laptop.to_peers if isinstance(effect, SendToPeer)] == [is_set]
+
+
+def test_dont_fragment_counts_towards_another_socket_of_the_relays_own_host() -> None:
+    laptop = Laptop(peers=PeerPolicy([f"{HOST}/32"], relay_hosts=[HOST], ports=range(49_152, 65_536)))
+    ann, peer = Client(laptop), (HOST, 9)
+    port = ann.allocate()[1]
+    ann.permit(peer)
+    ann.send(b"x", peer, fields=((attributes.DONT_FRAGMENT, b""),))
+    assert laptop.to_peers == [SendToPeer(port, b"x", peer, dont_fragment=True)]
 
 
 @pytest.mark.parametrize(("type_", "is_told"), [(3, True), (11, True), (0, False), (5, False), (8, False)])
