@@ -376,14 +376,21 @@ class WorkerPool:
         """Hands on secrets that were changed, and ends workers that hang."""
         while True:
             await asyncio.sleep(TELL_S)
-            before, self._credentials = self._credentials, control.told_credentials(self.config.credentials)
+            try:
+                self._tell_credentials()
+            except Exception as error:  # the process edge: workers go on with those they have
+                log("internal", error=repr(error))
             for worker in self._workers:
-                if before != self._credentials:
-                    worker.say(control.CREDENTIALS, self._credentials)
                 worker.quiet_s += TELL_S
                 if worker.quiet_s > (self._silent_s if worker.is_ready else START_S):
                     worker.failure = f"Relay process {worker.number} said nothing for {worker.quiet_s:g} s."
                     worker.kill()
+
+    def _tell_credentials(self) -> None:
+        before, self._credentials = self._credentials, control.told_credentials(self.config.credentials)
+        if before != self._credentials:
+            for worker in self._workers:
+                worker.say(control.CREDENTIALS, self._credentials)
 
 
 def summed(*several: RelayReading) -> RelayReading:
