@@ -1,6 +1,8 @@
 """The data path in Python, on the event loop: each readable socket is read in batches, the core judges each datagram, no object is made per packet.
 
-It needs no effects: the core's own tables are what it forwards by.
+It needs no effects: the core's own tables are what it forwards by. A turn of the loop for each datagram costs as much as its forwarding: where datagrams come
+so fast that a pause will collect several, the loop takes it after a turn. At a low rate nobody waits; at a high one there is no time for it, and turns are full
+by themselves.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import Callable
 
 from media_fleet.stun import Address, Icmp
@@ -15,6 +18,8 @@ from media_fleet.turn import Bind, Extend, FiveTuple, Forward, Install, Permit, 
 
 UDP = "udp"
 LARGEST = 65_535
+PAUSE_S = 0.0005
+_WORTH, _TOO_MANY = 4, 12  # datagrams that a pause collects
 _BATCH = 64  # datagrams read from one socket before others get their turn
 # linux/errqueue.h, linux/in.h and linux/in6.h, which Python's socket does not name
 RECVERR, RECVERR6, _ERRQUEUE = 11, 25, 0x2000
@@ -39,6 +44,9 @@ class PythonPath:
         self._loop = asyncio.get_running_loop()
         self._listeners: dict[Address, socket.socket] = {}
         self._relays: dict[RelayId, socket.socket] = {}
+        self._received = 0  # in this turn of the loop
+        self._turn_at = time.monotonic()  # when the turn before it ended
+        self._most = 1  # datagrams read from a listener at a time: to ask one that is empty costs as much as to be told when it is not
 
     def listen(self, listener: socket.socket, address: Address) -> None:
         self._listeners[address] = listener
@@ -69,14 +77,18 @@ class PythonPath:
     def dropped(self) -> dict[str, int]:
         return {"over_rate": self._server.counts.over_rate}
 
-    # These two run for each relayed datagram.
+    # These run for each relayed datagram, and for each turn.
 
     def _read_clients(self, listener: socket.socket, here: Address, is_v6: bool) -> None:
-        receive, forward, send, now = listener.recvfrom, self._server.forward, self._send, self._now()
-        for _ in range(_BATCH):
+        receive, forward, send, now, most = listener.recvfrom, self._server.forward, self._send, self._now(), self._most
+        if not self._received:
+            self._loop.call_soon(self._end_turn)
+        for number in range(most):
             try:
                 data, client = receive(LARGEST)
             except OSError:  # nothing more to read
+                self._received += number or 1
+                self._most = number or 1
                 return
             if is_v6:
                 client = client[:2]
@@ -86,8 +98,13 @@ class PythonPath:
                     send(forwarded)
             else:
                 self._on_request(data, (client, here, UDP))
+        self._received += most
+        self._most = min(2 * most, _BATCH)
 
     def _read_peers(self, relay_id: RelayId, relay: socket.socket, is_v6: bool) -> None:
+        if not self._received:
+            self._loop.call_soon(self._end_turn)
+        self._received += 1
         try:
             data, peer = relay.recvfrom(LARGEST)
         except OSError:  # nothing to read, so it is the queue of errors that made the socket readable
@@ -96,6 +113,14 @@ class PythonPath:
         forwarded = self._server.forward_from_peer(data, relay_id, peer[:2] if is_v6 else peer, self._now())
         if forwarded is not None:
             self._send(forwarded)
+
+    def _end_turn(self) -> None:
+        """Waits for more where it is worth it."""
+        now = time.monotonic()
+        elapsed_s, collects_s = now - self._turn_at, self._received * PAUSE_S
+        self._received, self._turn_at = 0, now
+        if _WORTH * elapsed_s <= collects_s <= _TOO_MANY * elapsed_s:
+            time.sleep(PAUSE_S)
 
     def read_errors(self, relay_id: RelayId) -> None:
         """ICMP that came back (RFC 8656 s11.5): the queue of errors of the socket, ip(7) IP_RECVERR. To be called too when a send fails, which may be all
