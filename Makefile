@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PYTHONS ?= 3.12 3.13
 FUZZ_S ?= 60
+RELAY_TESTS := $(wildcard tests/integration/test_relay*.py tests/integration/test_turn*.py tests/integration/test_streams.py tests/integration/test_datapath.py)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -72,9 +73,9 @@ test: $(STAMP)/python $(STAMP)/infra $(STAMP)/system $(STAMP)/web $(STAMP)/fast 
 	@cd clients/web && npm test --silent
 	@mkdir -p build && : > build/test.log && : > build/fuzz_turn.log
 	@nice -n 10 $(BIN)/python -m bench.fuzz_turn --seconds $(FUZZ_S) --workers 1 > build/fuzz_turn.log 2>&1 & fuzz=$$!; \
-		$(BIN)/pytest tests/unit tests/contract tests/infra > build/test.log 2>&1 & beside=$$!; trap "kill $$beside $$fuzz" INT TERM; code=0; \
-		$(BIN)/pytest tests/integration tests/performance || code=$$?; \
-		echo "== unit, contract and infra tests, which ran beside them"; wait $$beside || code=$$?; cat build/test.log; \
+		$(BIN)/pytest tests/unit tests/contract tests/infra $(RELAY_TESTS) > build/test.log 2>&1 & beside=$$!; trap "kill $$beside $$fuzz" INT TERM; code=0; \
+		$(BIN)/pytest tests/integration tests/performance $(RELAY_TESTS:%=--ignore=%) || code=$$?; \
+		echo "== unit, contract and infra tests and those of the relay, which ran beside them"; wait $$beside || code=$$?; cat build/test.log; \
 		echo "== the TURN server fuzzed for $(FUZZ_S) CPU seconds beside them"; wait $$fuzz || code=$$?; cat build/fuzz_turn.log; exit $$code  # tests mostly wait
 
 test-pythons: $(PYTHONS:%=test-python-%)  ## unit and contract tests on each of PYTHONS (3.12 3.13) that this machine has

@@ -36,6 +36,7 @@ _ADAPTERS: Final = {  # resource -> the end of the names of its adapters
     "media": "_s3",
     "fcm_credentials": "_fcm",
 }
+_NO_FUNCTIONS: Final = ("migrations_", "usage_")  # of operators and relays
 _KEEPS_ANSWERS: Final = ("adapters.idempotency_mongo",)
 _SIGNS_IN_BY_IDENTITY: Final = ("adapters.identity_firebase", "adapters.identity_oidc", "firebase_admin.auth", "google.auth.credentials")
 
@@ -66,7 +67,7 @@ def needed(function: Function) -> Iterator[str]:
     for resource in resources:
         yield from _SDKS.get(resource, ())
     for path in sorted(Path(settings_module.__file__).parent.glob("*.py")):
-        if path.stem.endswith(ends) and not path.stem.startswith("migrations_"):
+        if path.stem.endswith(ends) and not path.stem.startswith(_NO_FUNCTIONS):
             yield f"adapters.{path.stem}"
     routes = [route for route in function.routes if isinstance(route, Http)]
     if any(route.replay == "stored" for route in routes):

@@ -61,6 +61,9 @@ class Locked:
     via: frozenset[str]
 
 
+NO_FUNCTIONS: Final = {ROOT / "adapters/usage_mongo.py"}  # what relays and operators alone import
+
+
 @cache
 def compiler() -> tuple[str, str] | None:
     """Path and version of a Python on this machine that makes Lambda's bytecode: this one, python3.13 on PATH, or pyenv's newest; None where there is none."""
@@ -79,7 +82,7 @@ def stage_code(target: Path, *, is_compiled: bool = False) -> Path:
     Sources only, or with their bytecode where this machine can make it.
     """
     for package in OURS:
-        for source in sorted((ROOT / package).rglob("*.py")):
+        for source in sorted(set((ROOT / package).rglob("*.py")) - NO_FUNCTIONS):
             copy = target / source.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(source.read_bytes())

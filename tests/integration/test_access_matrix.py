@@ -143,7 +143,7 @@ ROUTES: Final[dict[str, Row]] = {
     "GET /v1/rooms/{room_id}": reads(EVERYONE, "rooms:read", mine="200", **HIDDEN),
     "GET /v1/rooms/{room_id}/events": reads(EVERYONE, "rooms:read", mine="200", **HIDDEN),
     "PUT /v1/devices/{device_id}/push-target": Row(PEOPLE, "devices:write", {"mine": "200", "my_other": "404 not_found", **HIDDEN}),
-    "GET /v1/ice-servers": reads(PEOPLE, "calls:write"),
+    "GET /v1/ice-servers": Row(PEOPLE, "calls:write", {"own": "200"}),  # not quiet: relays are told whose account it is
     "POST /v1/media": Row(PEOPLE, "media:write", {"mine": "201", **HIDDEN}),
     "POST /v1/media/{media_id}/complete": Row(PEOPLE, "media:write", {"mine": "200", "of_a_member": "404 not_found", **HIDDEN}),
     "POST /v1/media/{media_id}/links": Row(PEOPLE, "media:read", {"mine": "201", "of_a_member": "201", **HIDDEN}),
