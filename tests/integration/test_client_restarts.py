@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
@@ -343,3 +344,34 @@ async def test_a_relay_that_died_is_left_for_another_before_the_call_is_lost(sta
             assert talk.ana._paths.current.turn_host == relay["host"]
             assert talk.ana.end_reason is None
             link.shape.loss = 0.0
+
+
+async def allocations(stack: RunningStack, username: str) -> list[bool]:
+    """Of each allocation that the relay ever gave this user, whether it has ended."""
+    async with aiohttp.ClientSession() as http, http.get(stack.endpoints()["relay"]["stats_url"]) as answer:
+        rows = await answer.json(content_type=None)
+    rows = rows if isinstance(rows, list) else rows["allocations"]
+    return [row["ended_at_ms"] is not None for row in rows if row["username"] == username]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_a_path_that_is_given_up_while_it_is_gathered_leaves_nothing_at_the_relay(stack: RunningStack, is_over: bool) -> None:
+    """The relay is 100 ms away: after 150 ms its 401 was answered, and the allocation is on its way."""
+    relay = stack.endpoints()["relay"]
+    async with online(stack, "ana") as ana, ShapedLink((relay["host"], int(relay["port"]))) as link:
+        server = next(server for server in await ana.ice_servers() if server.get("username"))
+        link.shape.delay_ms = 50.0
+        through = IceServers(({**server, "urls": [f"turn:127.0.0.1:{link.address[1]}?transport=udp"]},))
+        async with talking() as talk:
+            gathering = asyncio.create_task(talk.ana._paths.gather(through))
+            await asyncio.sleep(0.15)
+            gathering.cancel()
+            await asyncio.gather(gathering, return_exceptions=True)
+            if is_over:
+                await talk.ana.hangup()
+            rows: list[bool] = []
+            for _ in range(200):
+                if (rows := await allocations(stack, server["username"])) and all(rows):
+                    break
+                await asyncio.sleep(0.05)
+            assert rows == [True], "one allocation, and it was given back"

@@ -63,6 +63,19 @@ class Path:
         """An aiortc gatherer that has not begun, or begins by itself."""
         self.gatherer, self.connection = gatherer, gatherer._connection
         self.is_described = self._is_complete = False
+        self._gathering: asyncio.Task[None] | None = None
+
+    async def gather(self) -> None:
+        """Find our candidates, and allocate at the relay. Who is cancelled meanwhile closes the path."""
+        self._gathering = asyncio.ensure_future(self.gatherer.gather())
+        await asyncio.shield(self._gathering)
+
+    async def close(self) -> None:
+        """Give back what it has at the relay. Gathering is heard out (aioice ends it after 5 s): cancelled in its midst, aioice forgets its allocation."""
+        if self._gathering is not None:
+            await asyncio.wait({self._gathering})
+            self._gathering.exception()  # of no interest any more
+        await self.connection.close()
 
     async def describe(self, remote: Remote) -> None:
         """The peer's half is known."""
@@ -146,7 +159,7 @@ class Paths:
         path.connection.ice_controlling = self.current.connection.ice_controlling  # roles last as long as the call, RFC 8445 s6.1.1
         self._listen(path)
         try:
-            await path.gatherer.gather()
+            await path.gather()
             if not path.gatherer.getLocalCandidates():
                 raise RestartFailedError("No candidates: the relay does not answer, or refused.")
         except BaseException:
@@ -194,14 +207,15 @@ class Paths:
         await self._close(path)
 
     async def _close(self, path: Path) -> None:
-        await path.connection.close()
+        await path.close()
         self._open.discard(path)
         self._heard_s.pop(path, None)
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work, name="heliograph path")
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work, name="heliograph path")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+        return task
 
     def is_heard(self) -> bool:
         """Whether something came by the path in use lately."""
@@ -234,11 +248,9 @@ class Paths:
         for task in (waiting := [*self._retiring]):
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        closing = [asyncio.create_task(self._close(path)) for path in self._open if path is not self.current]
+        closing = [self._spawn(self._close(path)) for path in self._open if path is not self.current]
         if closing:
-            _, late = await asyncio.wait(closing, timeout=CLOSE_S)
-            for task in late:
-                task.cancel()
+            await asyncio.wait(closing, timeout=CLOSE_S)
 
 
 def _audio(sdp: str) -> Any:
