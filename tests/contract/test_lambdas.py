@@ -46,7 +46,7 @@ async def test_an_environment_is_used_again_and_handles_one_event_at_a_time(lamb
     assert (first["pid"], first["calls"], second["calls"]) == (second["pid"], 1, 2)
     assert second["echo"] == {"text": "grüß"}
     together = await asyncio.gather(*(_invoke(lambdas, do="sleep", s=0.3) for _ in range(4)))
-    assert sorted(answer["pid"] for answer in together) == sorted(lambdas.pids()["worker"] * 2)
+    assert {answer["pid"] for answer in together} == set(lambdas.pids()["worker"])
     assert len(lambdas.pids()["worker"]) == 2
 
 

@@ -139,7 +139,7 @@ def test_a_service_that_cannot_start_is_one_sentence_and_leaves_nothing(data: Pa
 
 def test_on_a_redis_cluster_with_a_quick_clock_sockets_live_idle_break_and_end_quietly(data: Path) -> None:
     """--redis cluster, --time-scale, the admin endpoint; the end of the stack tells every socket's $disconnect and complains of nothing."""
-    run = Run(data, "--redis", "cluster", "--time-scale", "400")
+    run = Run(data, "--redis", "cluster", "--time-scale", "150")
     assert run.endpoints["redis_mode"] == "cluster"
     assert {"redis-1", "redis-2", "redis-3"} <= run.endpoints["pids"].keys()
     idle = run.open_socket()
