@@ -9,9 +9,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import jwt
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ from heliograph_client.opus import SAMPLE_RATE, PcmSource
 from local import demo, voice
 from local.shaped_link import ShapedLink
 from tests.e2e.browser import AS_RECORDED, chromium, faults, find_chromium, served, write_microphone
-from tests.integration.clients import until
+from tests.integration.clients import allocations, until
 from tests.running import ROOT, RunningStack
 
 pytestmark = pytest.mark.browser
@@ -155,16 +153,9 @@ async def python_client(stack: RunningStack, login: str) -> AsyncIterator[Client
         yield client
 
 
-async def relay_rows(stack: RunningStack) -> list[dict[str, Any]]:
-    async with aiohttp.ClientSession() as http, http.get(stack.endpoints()["relay"]["stats_url"]) as response:
-        rows = await response.json(content_type=None)
-    found: list[dict[str, Any]] = rows if isinstance(rows, list) else rows["allocations"]
-    return found
-
-
 async def relayed_bytes(stack: RunningStack, account_id: str) -> int:
     """Bytes the relay took from this account so far."""
-    return sum(int(row["from_client_bytes"]) for row in await relay_rows(stack) if account_id in row["username"])
+    return sum(int(row["from_client_bytes"]) for row in await allocations(stack) if account_id in row["username"])
 
 
 def note(request: pytest.FixtureRequest, **figures: object) -> None:
@@ -259,7 +250,7 @@ async def test_speech_from_chromium_reaches_the_python_client_and_back(
         assert ((await page.evaluate("() => call.selectedPath()"))["local"], (answered.selected_path() or {})["local"]) == ("relay", "relay")
         assert len(answered._paths._open) == 1, "nothing comes by the paths before"
         assert await page.evaluate(PACKETS_LOST) == [0], "nor is one of the Python client's"
-        rows = [row for row in await relay_rows(stack) if ana_id in row["username"] and row["started_at_ms"] >= began_ms]
+        rows = [row for row in await allocations(stack) if ana_id in row["username"] and row["started_at_ms"] >= began_ms]
         note(request, browsers_allocations=[(row["username"].split(":")[0], row["ended_at_ms"] and row["ended_at_ms"] - row["started_at_ms"]) for row in rows])
         assert len({row["username"] for row in rows}) >= 2, "fresh credentials"
         totals, rungs, max_bitrate_bps = await page.evaluate("async () => [await call.totals(), call.rungs, call.maxBitrateBps]")

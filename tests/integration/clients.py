@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import pytest
 
 from heliograph_client import Client
@@ -20,6 +21,13 @@ async def online(stack: RunningStack, login: str, **options: Any) -> AsyncIterat
         await client.sign_in(user["tenant_id"], user["login"], user["password"])
         await client.connect()
         yield client
+
+
+async def allocations(stack: RunningStack) -> list[dict[str, Any]]:
+    """What the relay says of every allocation it ever gave, those that ended included."""
+    async with aiohttp.ClientSession() as http, http.get(stack.endpoints()["relay"]["stats_url"]) as answer:
+        rows: list[dict[str, Any]] = await answer.json()
+    return rows
 
 
 def now_s() -> float:

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-import aiohttp
 import numpy as np
 import pytest
 
@@ -24,7 +23,7 @@ from heliograph_client.ids import now_ms
 from heliograph_client.opus import PcmSource
 from local import voice
 from local.shaped_link import ShapedLink
-from tests.integration.clients import online, until
+from tests.integration.clients import allocations, online, until
 from tests.integration.packets import Conversation
 from tests.running import RunningStack
 
@@ -346,32 +345,55 @@ async def test_a_relay_that_died_is_left_for_another_before_the_call_is_lost(sta
             link.shape.loss = 0.0
 
 
-async def allocations(stack: RunningStack, username: str) -> list[bool]:
-    """Of each allocation that the relay ever gave this user, whether it has ended."""
-    async with aiohttp.ClientSession() as http, http.get(stack.endpoints()["relay"]["stats_url"]) as answer:
-        rows = await answer.json(content_type=None)
-    rows = rows if isinstance(rows, list) else rows["allocations"]
-    return [row["ended_at_ms"] is not None for row in rows if row["username"] == username]
+class FarRelay:
+    """The stack's relay, 100 ms away: 150 ms after the beginning its 401 was answered, and the allocation is on its way."""
+
+    BUSY_S = 0.15
+
+    def __init__(self, stack: RunningStack, server: Mapping[str, Any], link: ShapedLink) -> None:
+        link.shape.delay_ms = 50.0
+        self.servers = IceServers(({**server, "urls": [f"turn:127.0.0.1:{link.address[1]}?transport=udp"]},))
+        self._stack, self._username = stack, server["username"]
+
+    async def has_one_allocation_back(self) -> None:
+        rows: list[dict[str, Any]] = []
+        for _ in range(200):
+            rows = [row for row in await allocations(self._stack) if row["username"] == self._username]
+            if rows and all(row["ended_at_ms"] is not None for row in rows):
+                break
+            await asyncio.sleep(0.05)
+        assert [row["ended_at_ms"] is not None for row in rows] == [True], rows
+
+
+@contextlib.asynccontextmanager
+async def far_relay(stack: RunningStack) -> AsyncIterator[FarRelay]:
+    relay = stack.endpoints()["relay"]
+    async with online(stack, "ana") as ana, ShapedLink((relay["host"], int(relay["port"]))) as link:
+        yield FarRelay(stack, next(server for server in await ana.ice_servers() if server.get("username")), link)
 
 
 @pytest.mark.parametrize("is_over", [False, True])
 async def test_a_path_that_is_given_up_while_it_is_gathered_leaves_nothing_at_the_relay(stack: RunningStack, is_over: bool) -> None:
-    """The relay is 100 ms away: after 150 ms its 401 was answered, and the allocation is on its way."""
-    relay = stack.endpoints()["relay"]
-    async with online(stack, "ana") as ana, ShapedLink((relay["host"], int(relay["port"]))) as link:
-        server = next(server for server in await ana.ice_servers() if server.get("username"))
-        link.shape.delay_ms = 50.0
-        through = IceServers(({**server, "urls": [f"turn:127.0.0.1:{link.address[1]}?transport=udp"]},))
-        async with talking() as talk:
-            gathering = asyncio.create_task(talk.ana._paths.gather(through))
-            await asyncio.sleep(0.15)
-            gathering.cancel()
-            await asyncio.gather(gathering, return_exceptions=True)
-            if is_over:
-                await talk.ana.hangup()
-            rows: list[bool] = []
-            for _ in range(200):
-                if (rows := await allocations(stack, server["username"])) and all(rows):
-                    break
-                await asyncio.sleep(0.05)
-            assert rows == [True], "one allocation, and it was given back"
+    async with far_relay(stack) as relay, talking() as talk:
+        gathering = asyncio.create_task(talk.ana._paths.gather(relay.servers))
+        await asyncio.sleep(relay.BUSY_S)
+        gathering.cancel()
+        await asyncio.gather(gathering, return_exceptions=True)
+        if is_over:
+            await talk.ana.hangup()
+        await relay.has_one_allocation_back()
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_call_that_is_given_up_while_its_first_path_is_gathered_leaves_nothing_at_the_relay(stack: RunningStack, is_cancelled: bool) -> None:
+    async with far_relay(stack) as relay:
+        board = Switchboard()
+        call = Call(Line(board, ANA), "room_1", {"account_id": BEN.account_id}, ice_servers=relay.servers, ice_policy="relay", report_every_s=None)
+        board.calls[ANA] = call
+        offering = asyncio.create_task(call.offer())
+        await asyncio.sleep(relay.BUSY_S)
+        if is_cancelled:
+            offering.cancel()
+        await call.hangup()
+        await asyncio.gather(offering, return_exceptions=True)
+        await relay.has_one_allocation_back()

@@ -17,7 +17,7 @@ from aioice import stun, turn
 from heliograph_client import Client, Event, Position, SignedOutError, make_id
 from heliograph_client.opus import PcmSource
 from local import voice
-from tests.integration.clients import now_s, online, until
+from tests.integration.clients import allocations, now_s, online, until
 from tests.integration.packets import Conversation
 from tests.running import RunningStack, running_stack
 
@@ -231,18 +231,16 @@ async def test_sockets_outlive_their_tokens_and_a_socket_that_does_not_comes_bac
 # A call that outlives its relay credentials
 
 
-async def allocations(stack: RunningStack, account_id: str, after_ms: int) -> list[dict[str, Any]]:
-    """What the relay says of the account's allocations since then, oldest first."""
-    async with aiohttp.ClientSession() as http, http.get(stack.endpoints()["relay"]["stats_url"]) as answer:
-        rows = await answer.json(content_type=None)
-    found = [row for row in (rows if isinstance(rows, list) else rows["allocations"]) if account_id in row["username"] and row["started_at_ms"] >= after_ms]
+async def allocated(stack: RunningStack, account_id: str, after_ms: int) -> list[dict[str, Any]]:
+    """The account's allocations since then, oldest first."""
+    found = [row for row in await allocations(stack) if account_id in row["username"] and row["started_at_ms"] >= after_ms]
     return sorted(found, key=lambda row: int(row["started_at_ms"]))
 
 
 async def ended(stack: RunningStack, account_id: str, after_ms: int, count: int | None) -> list[dict[str, Any]]:
     """Those allocations, once the oldest `count` of them (None: all) were given back."""
     for _ in range(200):
-        rows = await allocations(stack, account_id, after_ms)
+        rows = await allocated(stack, account_id, after_ms)
         if all(row["ended_at_ms"] is not None for row in rows[:count]):
             return rows
         await asyncio.sleep(0.05)

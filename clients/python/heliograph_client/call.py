@@ -106,6 +106,7 @@ class Call:
         self._peer_connection.addTrack(self.track)
         self._paths.attach()
         self._only_opus()
+        await self._paths.current.gather()
         await self._peer_connection.setLocalDescription(await self._peer_connection.createOffer())
         await self._send("offer", {"negotiation_id": self._negotiation_id, "sdp": self._peer_connection.localDescription.sdp})
 
@@ -119,6 +120,7 @@ class Call:
         self._only_opus()
         for candidate in candidates:
             await self._add_candidate(candidate)
+        await self._paths.current.gather()
         await self._peer_connection.setLocalDescription(await self._peer_connection.createAnswer())
         await self._send("answer", {"negotiation_id": self._negotiation_id, "sdp": self._peer_connection.localDescription.sdp})
 

@@ -60,7 +60,7 @@ class Path:
     """One way to the peer, from its gathering to its end. Made by `Paths.gather`."""
 
     def __init__(self, gatherer: Any) -> None:
-        """An aiortc gatherer that has not begun, or begins by itself."""
+        """An aiortc gatherer that has not begun."""
         self.gatherer, self.connection = gatherer, gatherer._connection
         self.is_described = self._is_complete = False
         self._gathering: asyncio.Task[None] | None = None
@@ -71,11 +71,15 @@ class Path:
         await asyncio.shield(self._gathering)
 
     async def close(self) -> None:
-        """Give back what it has at the relay. Gathering is heard out (aioice ends it after 5 s): cancelled in its midst, aioice forgets its allocation."""
+        """Give back what it has at the relay. Gathering is heard out (aioice ends it after 5 s): an allocation that comes later, aioice would forget."""
         if self._gathering is not None:
-            await asyncio.wait({self._gathering})
-            self._gathering.exception()  # of no interest any more
+            await asyncio.gather(asyncio.shield(self._gathering), return_exceptions=True)
         await self.connection.close()
+
+    @property
+    def is_gathering(self) -> bool:
+        """Whether an allocation may still come."""
+        return self._gathering is not None and not self._gathering.done()
 
     async def describe(self, remote: Remote) -> None:
         """The peer's half is known."""
@@ -244,11 +248,14 @@ class Paths:
         return {"local": pair.local_candidate.type, "remote": pair.remote_candidate.type, "protocol": pair.local_candidate.transport}
 
     async def close(self) -> None:
-        """Close what the peer connection does not: every path but the one in use. A relay that does not answer any more is not waited for."""
+        """Close what the peer connection does not: every path but the one in use, and that one too when it is still gathering.
+
+        A relay that does not answer any more is not waited for; giving back goes on beside.
+        """
         for task in (waiting := [*self._retiring]):
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        closing = [self._spawn(self._close(path)) for path in self._open if path is not self.current]
+        closing = [self._spawn(self._close(path)) for path in self._open if path is not self.current or path.is_gathering]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_S)
 
