@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -214,12 +213,14 @@ def test_a_rehearsal_says_the_same_and_makes_nothing(fresh: Any) -> None:
 
 def at_rest(database: Any) -> Found:
     """What is there once the server has done what it was asked last: it outlives who asked."""
-    found = migrations_mongo._look(database)
-    while True:
-        time.sleep(0.5)
-        before, found = found, migrations_mongo._look(database)
-        if found == before:
-            return found
+    seen: list[Found] = []
+
+    def is_at_rest() -> bool:
+        seen.append(migrations_mongo._look(database))
+        return seen[-1] in seen[-2:-1]
+
+    wait_until("two looks that are alike", is_at_rest, 30, every_s=0.5)
+    return seen[-1]
 
 
 @pytest.mark.parametrize("after", [1, 4, 9])
