@@ -91,7 +91,7 @@ test-python-%:
 	build/pythons/$*/bin/pytest tests/unit tests/contract
 
 e2e: $(STAMP)/python $(STAMP)/system $(STAMP)/web $(STAMP)/fast  ## real calls: the whole product, a real browser, killed services
-	@mkdir -p build && $(BIN)/pytest $(PATIENT) > build/e2e.log 2>&1 & beside=$$!; trap "kill $$beside" INT TERM; code=0; \
+	@mkdir -p build && $(BIN)/pytest $(PATIENT) > build/e2e.log 2>&1 & beside=$$!; trap "kill $$beside; exit 130" INT TERM; code=0; \
 		$(BIN)/pytest tests/e2e || code=$$?; \
 		echo "== chaos tests that mostly wait, which ran beside them"; wait $$beside || code=$$?; cat build/e2e.log; \
 		$(BIN)/pytest tests/chaos $(PATIENT:%=--ignore=%) || code=$$?; exit $$code
